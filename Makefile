@@ -1,0 +1,83 @@
+# `make` alone lists what there is. Everything happens in .venv; nothing outside this folder is changed.
+
+PYTHON ?= python3
+VENV   ?= .venv
+PYTEST_ARGS ?= -n 2 --dist loadfile
+
+BIN  := $(VENV)/bin
+PIP  := $(BIN)/python -m pip --disable-pip-version-check --quiet
+LOCK := requirements/ci.txt
+
+# Folders are in the list so that a file that goes away counts as a change too.
+SOURCES := pyproject.toml README.md LICENSE \
+	$(shell find extractor config -not -name '__pycache__' -not -name '*.py[co]')
+
+# The lock holds for this interpreter and system only; elsewhere pip resolves anew.
+LOCKED := import sys; sys.exit((sys.implementation.name, sys.platform, sys.version_info[:2]) != ("cpython", "linux", (3, 11)))
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.DELETE_ON_ERROR:
+.PHONY: help setup demo check lint types imports test format lock clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: $(VENV)/.installed ## extract a made-up account from the built-in sandbox: no key, no network
+	@$(BIN)/skysql-extract demo
+
+setup: $(VENV)/.developed ## install the package and the tools of its developers into .venv
+
+check: lint types imports test ## all that CI runs: format, lint, types, import direction, tests
+
+lint: $(VENV)/.tools ## ruff: form and lint
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+
+types: $(VENV)/.tools ## mypy --strict
+	@$(BIN)/mypy
+
+imports: $(VENV)/.tools ## the direction of imports
+	@$(BIN)/lint-imports --no-logo
+
+# `pytest`, not `python -m pytest`: that would put this folder on sys.path, before the installed package.
+test: $(VENV)/.developed ## all tests, against the installed package
+	@SKYSQL_EXTRACTOR_TEST_INSTALLED=1 $(BIN)/pytest $(PYTEST_ARGS)
+
+format: $(VENV)/.tools ## put the code into the project's form
+	@$(BIN)/ruff format .
+	@$(BIN)/ruff check --fix .
+
+lock: ## resolve the developers' requirements anew, into requirements/ci.txt
+	@rm -rf build/lock
+	@$(PYTHON) -m venv build/lock
+	@build/lock/bin/python -m pip --disable-pip-version-check --quiet install 'pip-tools>=7.5'
+	@CUSTOM_COMPILE_COMMAND='make lock' build/lock/bin/pip-compile --quiet --upgrade --extra dev --strip-extras \
+		--generate-hashes --no-annotate --no-emit-index-url --no-emit-find-links --no-emit-trusted-host \
+		--output-file $(LOCK) pyproject.toml
+	@rm -rf build/lock
+
+clean: ## remove .venv, builds and caches
+	@rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	@find extractor tests -name '__pycache__' -prune -exec rm -rf {} +
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; try make PYTHON=python3.11")'
+	@echo "creating $(VENV)"
+	@$(PYTHON) -m venv $(VENV)
+
+# Three stamps: the package with what it needs, the developers' tools, the package among those tools.
+$(VENV)/.installed: $(SOURCES) | $(BIN)/python
+	@echo "installing skysql-extractor into $(VENV)"
+	@$(PIP) install .
+	@touch $@
+
+$(VENV)/.tools: pyproject.toml $(LOCK) | $(BIN)/python
+	@echo "installing the developers' tools into $(VENV)"
+	@if $(BIN)/python -c '$(LOCKED)'; then $(PIP) install --require-hashes -r $(LOCK); else $(PIP) install '.[dev]'; fi
+	@touch $@
+
+$(VENV)/.developed: $(VENV)/.tools $(SOURCES)
+	@echo "installing skysql-extractor into $(VENV)"
+	@$(PIP) install --no-deps --no-build-isolation --force-reinstall .
+	@touch $@
