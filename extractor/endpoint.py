@@ -1,0 +1,458 @@
+"""The API as data: what an endpoint file may say, and what it means once read.
+
+One TOML table is one `Endpoint`; a folder of such files is a catalogue (see `catalog`). Nothing here knows HTTP
+or Arrow: paths, paging, parents, windows and column types are plain values, checked when they are read.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import msgspec
+
+from extractor.errors import ConfigError
+
+__all__ = (
+    "Column",
+    "ColumnType",
+    "Endpoint",
+    "LinkPaging",
+    "ListType",
+    "MapType",
+    "NextUrlPaging",
+    "NoPaging",
+    "OffsetPaging",
+    "PagePaging",
+    "Paging",
+    "Parent",
+    "Scalar",
+    "StructType",
+    "Sync",
+    "TokenPaging",
+    "Window",
+    "parse_type",
+    "read_endpoint",
+)
+
+Class = Literal["", "secret", "customer_data", "pii"]
+Format = Literal["json", "ndjson", "openmetrics", "log_archive", "binary"]
+
+_NAME = re.compile(r"[a-z][a-z0-9_]{0,62}")
+_PLACEHOLDER = re.compile(r"\{([^{}]+)\}")
+
+
+# --- column types -------------------------------------------------------------------------------------------
+
+
+SCALARS = (
+    "string",  # text
+    "int64",
+    "float64",
+    "bool",
+    "decimal",  # money: 38 digits, 12 of them after the point
+    "timestamp",  # RFC 3339 text; microseconds, UTC
+    "timestamp_naive",  # text without a zone; microseconds
+    "epoch",  # integer seconds, or milliseconds by magnitude; microseconds, UTC
+    "json",  # any JSON, kept as text
+    "binary",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Scalar:
+    """One of `SCALARS`."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class ListType:
+    """A JSON array whose items have one type."""
+
+    item: ColumnType
+
+
+@dataclass(frozen=True, slots=True)
+class MapType:
+    """A JSON object with open keys: map<string, value>."""
+
+    value: ColumnType
+
+
+@dataclass(frozen=True, slots=True)
+class StructType:
+    """A JSON object with known keys."""
+
+    fields: tuple[tuple[str, ColumnType], ...]
+
+
+ColumnType = Scalar | ListType | MapType | StructType
+
+
+def parse_type(text: str) -> ColumnType:
+    """Read `string`, `list<T>`, `map<string,T>` or `struct<name:T,…>`, at any depth.
+
+    Raises:
+        ConfigError: naming the place at which the text stops making sense.
+    """
+    tokens = re.findall(r"[^\s<>,:]+|[<>,:]", text)
+    parsed, rest = _parse_tokens(tokens, text)
+    if rest:
+        raise ConfigError(f"column type {text!r}: nothing may follow {''.join(tokens[: -len(rest)])!r}")
+    return parsed
+
+
+def _parse_tokens(tokens: list[str], text: str) -> tuple[ColumnType, list[str]]:
+    def expect(rest: list[str], token: str) -> list[str]:
+        if not rest or rest[0] != token:
+            found = rest[0] if rest else "the end"
+            raise ConfigError(f"column type {text!r}: {token!r} expected, found {found!r}")
+        return rest[1:]
+
+    if not tokens:
+        raise ConfigError(f"column type {text!r} ends too early")
+    head, rest = tokens[0], tokens[1:]
+    match head:
+        case "list":
+            item, rest = _parse_tokens(expect(rest, "<"), text)
+            return ListType(item), expect(rest, ">")
+        case "map":
+            rest = expect(expect(expect(rest, "<"), "string"), ",")
+            value, rest = _parse_tokens(rest, text)
+            return MapType(value), expect(rest, ">")
+        case "struct":
+            rest = expect(rest, "<")
+            fields: list[tuple[str, ColumnType]] = []
+            while True:
+                if not rest:
+                    raise ConfigError(f"column type {text!r} ends too early")
+                name, rest = rest[0], expect(rest[1:], ":")
+                field_type, rest = _parse_tokens(rest, text)
+                fields.append((name, field_type))
+                if rest[:1] != [","]:
+                    return StructType(tuple(fields)), expect(rest, ">")
+                rest = rest[1:]
+        case _ if head in SCALARS:
+            return Scalar(head), rest
+        case _:
+            raise ConfigError(
+                f"column type {text!r}: {head!r} is none of {', '.join(SCALARS)}, list, map, struct"
+            )
+
+
+# --- paging -------------------------------------------------------------------------------------------------
+
+
+class NoPaging(
+    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="none"
+):
+    """One answer is everything."""
+
+
+class TokenPaging(
+    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="token"
+):
+    """An opaque token leads to the next page; it is absent or empty at the end."""
+
+    request_param: str
+    response_header: str = ""
+    response_pointer: str | None = None
+
+
+class LinkPaging(
+    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="link"
+):
+    """RFC 8288: `Link: <…>; rel="next"`."""
+
+
+class NextUrlPaging(
+    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="next_url"
+):
+    """The body names the next page's URL."""
+
+    response_pointer: str
+
+
+class PagePaging(
+    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="page"
+):
+    """Numbered pages; the body says how many pages, or how many rows, there are."""
+
+    page_param: str
+    first_page: int = 1
+    pages_pointer: str | None = None
+    total_pointer: str | None = None
+
+
+class OffsetPaging(
+    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="offset"
+):
+    """Rows from `offset` on, at most `limit` of them."""
+
+    offset_param: str
+    limit_param: str
+    limit: int
+    total_pointer: str | None = None
+
+
+Paging = NoPaging | TokenPaging | LinkPaging | NextUrlPaging | PagePaging | OffsetPaging
+
+
+# --- the endpoint -------------------------------------------------------------------------------------------
+
+
+class Parent(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One request for each row of another endpoint.
+
+    `params` maps a placeholder of the path, or else a query parameter, to a value of the parent's row: a column,
+    or a path such as `invitees[].id`. With `fallback_on`, the endpoint is first asked once without its parent, and
+    row by row only when the answer has one of those statuses.
+    """
+
+    endpoint: str
+    params: dict[str, str]
+    fallback_on: tuple[int, ...] = ()
+
+
+class Window(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The server-side time window of an endpoint.
+
+    With `format = "year_month"`, `from_param` takes the year and `to_param` the month. Without `to_param` the
+    window has no upper end. `cursor` is the column that holds a row's event time.
+    """
+
+    from_param: str
+    to_param: str = ""
+    format: Literal["epoch", "epoch_ms", "rfc3339", "date", "year_month"] = "rfc3339"
+    start: str = ""
+    step: str = ""
+    lookback: str = "48h"
+    bounds: Literal["[)", "()", "[]", "(]"] = "[)"
+    cursor: str = ""
+    mutable: tuple[str, ...] = ()
+    replace: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sync:
+    """How a table grows: `snapshot`, `window` or `append`; `cursor` dates the rows of the last two."""
+
+    kind: Literal["snapshot", "window", "append"]
+    window: Window | None = None
+    cursor: str = ""
+    mutable: tuple[str, ...] = ()
+
+    @property
+    def is_event(self) -> bool:
+        """True where rows are added once, at first sight, under `event_date=`."""
+        return self.kind != "snapshot" and not (self.window and self.window.replace)
+
+    @property
+    def is_replaced(self) -> bool:
+        """True where each run keeps its own reading of a window, under `window=`."""
+        return self.window is not None and self.window.replace
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Column:
+    """A column of the table, or, where `path` has a dot or brackets, a value inside one."""
+
+    path: str
+    type: ColumnType | None
+    class_: Class = ""
+
+    @property
+    def is_nested(self) -> bool:
+        return "." in self.path or "[]" in self.path
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Endpoint:
+    """One readable resource of the API and the table that it fills; `name` is the table's."""
+
+    name: str
+    path: str
+    method: Literal["GET", "POST"] = "GET"
+    body: Mapping[str, object] | None = None
+    params: tuple[tuple[str, str], ...] = ()
+    format: Format = "json"
+    records: str = ""
+    paging: Paging = NoPaging()
+    parent: Parent | None = None
+    keep: tuple[tuple[str, str], ...] = ()
+    empty_on: tuple[int, ...] = ()
+    auth_on: tuple[int, ...] = ()
+    """Statuses, besides 401, that may mean a refused key; they do if the key is refused elsewhere too."""
+    key: tuple[str, ...] = ()
+    sync: Sync = Sync(kind="snapshot")
+    tags: tuple[str, ...] = ()
+    class_: Class = ""
+    columns: tuple[Column, ...] = ()
+    enabled: bool = True
+    origin: str = "spec"
+    """Where the endpoint is known from: `spec`, `vendor code`, `third party`, `user`."""
+    note: str = ""
+    file: str = ""
+
+    @property
+    def placeholders(self) -> tuple[str, ...]:
+        """The parameters in the path, in order."""
+        return tuple(_PLACEHOLDER.findall(self.path))
+
+    @property
+    def top_columns(self) -> Iterator[Column]:
+        """The columns that have a type of their own, in order."""
+        return (column for column in self.columns if not column.is_nested)
+
+
+class _EndpointTable(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The TOML table as it stands in a file."""
+
+    path: str
+    method: Literal["GET", "POST"] = "GET"
+    body: dict[str, object] | None = None
+    params: dict[str, str | int | bool] = {}
+    format: Format = "json"
+    records: str = ""
+    paging: Paging = NoPaging()
+    parent: Parent | None = None
+    keep: dict[str, str] = {}
+    empty_on: tuple[int, ...] = ()
+    auth_on: tuple[int, ...] = ()
+    key: tuple[str, ...] = ()
+    sync: str | dict[str, object] = "snapshot"
+    tags: tuple[str, ...] = ()
+    class_: Class = msgspec.field(default="", name="class")
+    columns: dict[str, str | dict[str, str]] = {}
+    enabled: bool = True
+    origin: str = "spec"
+    note: str = ""
+
+
+def read_endpoint(name: str, table: object, *, file: str) -> Endpoint:
+    """Check one TOML table and give the endpoint that it describes.
+
+    Raises:
+        ConfigError: one line that names the file, the table and the key.
+    """
+    where = f"{file}: [{name}]"
+    if not _NAME.fullmatch(name):
+        raise ConfigError(f"{where}: a table's name has lower-case letters, digits and _ only")
+    try:
+        raw = msgspec.convert(table, _EndpointTable)
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"{where}: {_explain(error)}") from error
+    try:
+        endpoint = Endpoint(
+            name=name,
+            path=raw.path,
+            method=raw.method,
+            body=raw.body,
+            params=tuple((key, _text(value)) for key, value in raw.params.items()),
+            format=raw.format,
+            records=raw.records,
+            paging=raw.paging,
+            parent=raw.parent,
+            keep=tuple(raw.keep.items()),
+            empty_on=raw.empty_on,
+            auth_on=raw.auth_on,
+            key=raw.key,
+            sync=_read_sync(raw.sync),
+            tags=raw.tags,
+            class_=raw.class_,
+            columns=tuple(_read_column(path, spec) for path, spec in raw.columns.items()),
+            enabled=raw.enabled,
+            origin=raw.origin,
+            note=raw.note,
+            file=file,
+        )
+        _check(endpoint)
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error.message}") from error
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"{where}: {_explain(error)}") from error
+    return endpoint
+
+
+def _check(endpoint: Endpoint) -> None:
+    if not endpoint.path.startswith("/"):
+        raise ConfigError(f"path {endpoint.path!r} must start with /")
+    given = set(endpoint.parent.params) if endpoint.parent else set()
+    missing = [name for name in endpoint.placeholders if name not in given]
+    if missing:
+        raise ConfigError(f"no parent parameter fills {{{missing[0]}}} of {endpoint.path}")
+    if endpoint.parent and endpoint.parent.fallback_on and endpoint.placeholders:
+        raise ConfigError(f"fallback_on: {endpoint.path} cannot be asked without its parent")
+    if endpoint.sync.is_event and not endpoint.key:
+        raise ConfigError(f"sync = {endpoint.sync.kind!r} needs a key, or rows could be added twice")
+    if refused := [status for status in endpoint.empty_on if status in (401, 403)]:
+        raise ConfigError(f"empty_on may not hold {refused[0]}: refused is not empty")
+    match endpoint.paging:
+        case TokenPaging(response_header="", response_pointer=None):
+            raise ConfigError("paging kind token needs response_header or response_pointer")
+        case PagePaging(pages_pointer=None, total_pointer=None):
+            raise ConfigError("paging kind page needs pages_pointer or total_pointer")
+        case OffsetPaging(limit=limit) if limit < 1:
+            raise ConfigError("paging limit must be at least 1")
+        case _:
+            pass
+
+
+def _read_sync(raw: str | dict[str, object]) -> Sync:
+    if isinstance(raw, str):
+        match raw:
+            case "snapshot":
+                return Sync(kind="snapshot")
+            case "append":
+                return Sync(kind="append")
+            case "window":
+                raise ConfigError(
+                    'sync = "window" needs its parameters: sync = { kind = "window", from_param = … }'
+                )
+            case _:
+                raise ConfigError(f"sync {raw!r} is none of snapshot, window, append")
+    rest = {key: value for key, value in raw.items() if key != "kind"}
+    match raw.get("kind"):
+        case "snapshot" if not rest:
+            return Sync(kind="snapshot")
+        case "append":
+            append = msgspec.convert(rest, _AppendTable)
+            return Sync(kind="append", cursor=append.cursor, mutable=append.mutable)
+        case "window":
+            window = msgspec.convert(rest, Window)
+            return Sync(kind="window", window=window, cursor=window.cursor, mutable=window.mutable)
+        case _:
+            raise ConfigError("sync.kind is none of snapshot, window, append")
+
+
+class _AppendTable(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    cursor: str = ""
+    mutable: tuple[str, ...] = ()
+
+
+def _read_column(path: str, raw: str | dict[str, str]) -> Column:
+    spec = {"type": raw} if isinstance(raw, str) else raw
+    if unknown := set(spec) - {"type", "class"}:
+        raise ConfigError(f"column {path!r}: {sorted(unknown)[0]!r} is none of type, class")
+    class_ = msgspec.convert(spec.get("class", ""), Class)
+    column = Column(path=path, type=parse_type(spec["type"]) if "type" in spec else None, class_=class_)
+    if path.startswith("_"):
+        raise ConfigError(f"column {path!r}: names that start with _ are the extractor's own")
+    if column.is_nested and column.type is not None:
+        raise ConfigError(
+            f"column {path!r}: a value inside a column has a class only, its type stands in the column's"
+        )
+    if not column.is_nested and column.type is None and column.class_ != "secret":
+        raise ConfigError(f"column {path!r} has no type")
+    return column
+
+
+def _text(value: str | int | bool) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _explain(error: msgspec.ValidationError) -> str:
+    return str(error).replace("`$.", "`").replace("Object contains", "").strip()
