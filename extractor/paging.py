@@ -1,0 +1,232 @@
+"""One chain of pages: what comes next, and when the end has been seen.
+
+A chain ends with a proof or not at all. It refuses what would loop: a token seen before, the same page again and
+again, more pages than `bounds.pages`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from urllib.parse import parse_qsl, urlsplit
+
+from extractor.endpoint import (
+    Endpoint,
+    LinkPaging,
+    NextUrlPaging,
+    NoPaging,
+    OffsetPaging,
+    PagePaging,
+    TokenPaging,
+)
+from extractor.errors import PagingError
+from extractor.plan import PageRequest
+
+__all__ = ("Chain", "PageFacts", "fingerprint", "needs_row_count", "pointers_of")
+
+# So many equal pages in a row are a loop, not a coincidence.
+_REPEATS = 8
+
+_LINK = re.compile(r"<([^>]*)>((?:\s*;\s*[^,;=]+=(?:\"[^\"]*\"|[^,;]*))*)")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PageFacts:
+    """What one answer says that matters for paging.
+
+    `headers` have lower-case names; `facts` maps JSON pointers to values; `rows` is the number of rows, or None
+    where nobody counted.
+    """
+
+    headers: Mapping[str, str]
+    facts: Mapping[str, object]
+    fingerprint: bytes
+    rows: int | None = None
+
+
+def fingerprint(body: bytes) -> bytes:
+    """A short digest of a body, for telling a page that comes again."""
+    return hashlib.blake2b(body, digest_size=16).digest()
+
+
+def pointers_of(endpoint: Endpoint) -> tuple[str, ...]:
+    """The JSON pointers that the paging of an endpoint needs."""
+    match endpoint.paging:
+        case TokenPaging(response_pointer=str(pointer)) | NextUrlPaging(response_pointer=pointer):
+            return (pointer,)
+        case PagePaging(pages_pointer=pages, total_pointer=total):
+            return tuple(pointer for pointer in (pages, total) if pointer)
+        case OffsetPaging(total_pointer=str(total)):
+            return (total,)
+        case _:
+            return ()
+
+
+def needs_row_count(endpoint: Endpoint) -> bool:
+    """True where the end of a chain is told by the number of rows."""
+    return isinstance(endpoint.paging, PagePaging | OffsetPaging)
+
+
+@dataclass(slots=True, kw_only=True)
+class Chain:
+    """The state of one chain; `advance` takes each page once, in order."""
+
+    endpoint: Endpoint
+    base_url: str
+    pages_max: int
+    pages: int = 0
+    rows: int = 0
+    total: int | None = None
+    """Rows that the server says there are: the smallest it has said."""
+    proof: str = ""
+    notes: list[str] = field(default_factory=list)
+    _tokens: set[str] = field(default_factory=set)
+    _last: bytes = b""
+    _repeats: int = 0
+
+    @property
+    def is_ended(self) -> bool:
+        return bool(self.proof)
+
+    def advance(self, request: PageRequest, page: PageFacts) -> PageRequest | None:
+        """The next page to read, or None: the end was seen, `proof` says how.
+
+        Raises:
+            PagingError: the chain cannot be trusted.
+        """
+        self.pages += 1
+        self.rows += page.rows or 0
+        self._refuse_repeats(page)
+        following = self._next(request, page)
+        if following is not None and self.pages >= self.pages_max:
+            raise PagingError(f"no end after {self.pages} pages (bounds.pages)")
+        return following
+
+    def _refuse_repeats(self, page: PageFacts) -> None:
+        self._repeats = self._repeats + 1 if page.fingerprint == self._last else 0
+        self._last = page.fingerprint
+        if self._repeats >= _REPEATS:
+            raise PagingError(f"the same page came {self._repeats + 1} times in a row")
+
+    def _next(self, request: PageRequest, page: PageFacts) -> PageRequest | None:
+        match self.endpoint.paging:
+            case NoPaging():
+                self._end_of_single(page)
+                return None
+            case TokenPaging() as paging:
+                return self._next_token(request, page, paging)
+            case LinkPaging():
+                return self._next_url(request, _next_link(page.headers.get("link", "")))
+            case NextUrlPaging(response_pointer=pointer):
+                return self._next_url(request, _text(page.facts.get(pointer)))
+            case PagePaging() as paging:
+                return self._next_page(request, page, paging)
+            case OffsetPaging() as paging:
+                return self._next_offset(request, page, paging)
+
+    def _end_of_single(self, page: PageFacts) -> None:
+        for name, value in page.headers.items():
+            if value and ("page-token-next" in name or (name == "link" and _next_link(value))):
+                raise PagingError(
+                    f"the answer names a next page in {name}, but the catalogue says paging = none"
+                )
+        self.proof = "one answer is everything"
+
+    def _next_token(self, request: PageRequest, page: PageFacts, paging: TokenPaging) -> PageRequest | None:
+        token = page.headers.get(paging.response_header.lower(), "") if paging.response_header else ""
+        if not token and paging.response_pointer:
+            token = _text(page.facts.get(paging.response_pointer))
+        if not token:
+            self.proof = f"end of chain seen: no token after page {self.pages}"
+            return None
+        self._refuse_seen(token)
+        return _with(request, {paging.request_param: token})
+
+    def _next_url(self, request: PageRequest, url: str) -> PageRequest | None:
+        if not url:
+            self.proof = f"end of chain seen: no next link after page {self.pages}"
+            return None
+        self._refuse_seen(url)
+        there, here = urlsplit(url), urlsplit(self.base_url)
+        # A key goes to the configured origin and nowhere else.
+        if there.netloc and (there.scheme, there.netloc) != (here.scheme, here.netloc):
+            raise PagingError(f"the next link leads to another host: {there.scheme}://{there.netloc}")
+        path = there.path.removeprefix(here.path.rstrip("/")) or request.path
+        query = tuple(parse_qsl(there.query, keep_blank_values=True))
+        return replace(request, path=path, query=query, page=request.page + 1)
+
+    def _next_page(self, request: PageRequest, page: PageFacts, paging: PagePaging) -> PageRequest | None:
+        pages = _count(page.facts.get(paging.pages_pointer)) if paging.pages_pointer else None
+        total = self._note_total(page.facts.get(paging.total_pointer)) if paging.total_pointer else None
+        number = int(dict(request.query)[paging.page_param])
+        size = int(dict(request.query).get("page_size", "0"))
+        if pages is not None and number - paging.first_page + 1 >= pages:
+            self.proof = f"end of chain seen: page {number} of {pages}"
+        elif pages is None and total is not None and self.rows >= total:
+            self.proof = f"total matched: {self.rows} rows"
+        elif page.rows == 0 or (
+            pages is None and total is None and page.rows is not None and page.rows < size
+        ):
+            self.proof = f"end of chain seen: page {number} is {'empty' if not page.rows else 'short'}"
+        if self.proof:
+            return None
+        return _with(request, {paging.page_param: str(number + 1)})
+
+    def _next_offset(self, request: PageRequest, page: PageFacts, paging: OffsetPaging) -> PageRequest | None:
+        total = self._note_total(page.facts.get(paging.total_pointer)) if paging.total_pointer else None
+        offset = int(dict(request.query)[paging.offset_param])
+        rows = page.rows or 0
+        if total is not None and offset + rows >= total:
+            self.proof = f"total matched: {offset + rows} of {total} rows"
+        elif rows == 0 or (total is None and rows < paging.limit):
+            self.proof = f"end of chain seen: {rows} rows at offset {offset}"
+        if self.proof:
+            return None
+        return _with(request, {paging.offset_param: str(offset + rows)})
+
+    def _note_total(self, value: object) -> int | None:
+        count = _count(value)
+        if count is not None:
+            if self.total is not None and count != self.total:
+                self.notes.append(f"the total changed from {self.total} to {count} while it was read")
+            self.total = count if self.total is None else min(self.total, count)
+        return count
+
+    def _refuse_seen(self, token: str) -> None:
+        if token in self._tokens:
+            raise PagingError(f"the token of page {self.pages + 1} was seen before: the chain loops")
+        self._tokens.add(token)
+
+
+def _with(request: PageRequest, changed: Mapping[str, str]) -> PageRequest:
+    return replace(request, query=tuple({**dict(request.query), **changed}.items()), page=request.page + 1)
+
+
+def _count(value: object) -> int | None:
+    if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
+        return value
+    return int(value) if isinstance(value, str) and value.isdecimal() else None
+
+
+def _text(value: object) -> str:
+    if isinstance(value, str):
+        return value
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else ""
+
+
+def _next_link(header: str) -> str:
+    """The target of `rel="next"` in a Link header (RFC 8288), or an empty text."""
+    for target, parameters in _LINK.findall(header):
+        for name, value in _parameters(parameters):
+            if name == "rel" and "next" in value.lower().split():
+                return str(target)
+    return ""
+
+
+def _parameters(text: str) -> Iterable[tuple[str, str]]:
+    for part in text.split(";"):
+        name, equals, value = part.partition("=")
+        if equals:
+            yield name.strip().lower(), value.strip().strip('"')
