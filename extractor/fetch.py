@@ -1,0 +1,294 @@
+"""One request, one attempt: a `Response`, or an error of the phase in which it failed.
+
+No loop and no retry. No aiohttp type leaves this file. Bodies up to a threshold stay in memory, larger ones are
+spooled to a file. Credentials go to the configured origin only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from datetime import datetime
+from email.utils import parsedate_to_datetime
+from pathlib import Path
+from typing import IO, BinaryIO
+from urllib.parse import urljoin, urlsplit
+
+import aiohttp
+from multidict import CIMultiDictProxy
+from yarl import URL
+
+from extractor.clock import Clock
+from extractor.errors import BodyTooLarge, NetworkError, RedirectRefused, RequestError, StatusError
+
+__all__ = ("FetchLimits", "Fetcher", "Request", "Response")
+
+_CHUNK_BYTES = 1 << 18
+_EXCERPT_BYTES = 2_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FetchLimits:
+    """Bounds of one attempt, in seconds and bytes."""
+
+    connect_seconds: float = 10.0
+    idle_seconds: float = 60.0
+    body_bytes_max: int = 1 << 30
+    spool_bytes: int = 1 << 20
+    redirects: int = 3
+    connections: int = 16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """What goes over the wire: `path` is percent-encoded already, `headers` may hold a credential."""
+
+    method: str
+    path: str
+    query: tuple[tuple[str, str], ...] = ()
+    headers: tuple[tuple[str, str], ...] = ()
+    json_body: bytes | None = None
+
+    def __repr__(self) -> str:
+        return f"Request({self.method} {self.path})"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Response:
+    """A whole answer with a status of success.
+
+    The body is in `body`, or in the file `spool`, which the taker removes. `headers` have lower-case names.
+    """
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+    spool: Path | None
+    size_bytes: int
+    elapsed_seconds: float
+    received_at: datetime
+
+    @property
+    def media_type(self) -> str:
+        return self.headers.get("content-type", "").partition(";")[0].strip().lower()
+
+    @property
+    def server_date(self) -> datetime | None:
+        """The server's clock, from the Date header."""
+        return parse_date(self.headers.get("date", ""))
+
+    def open(self) -> BinaryIO:
+        """The body as a seekable stream."""
+        if self.spool is not None:
+            return self.spool.open("rb")
+        import io
+
+        return io.BytesIO(self.body)
+
+    def read(self) -> bytes:
+        """The body, whole."""
+        return self.spool.read_bytes() if self.spool is not None else self.body
+
+    def discard(self) -> None:
+        """Remove the spooled file, if any."""
+        if self.spool is not None:
+            self.spool.unlink(missing_ok=True)
+
+
+def parse_date(text: str) -> datetime | None:
+    """An HTTP date as aware UTC, or None."""
+    try:
+        moment = parsedate_to_datetime(text)
+    except (TypeError, ValueError):
+        return None
+    return moment if moment.tzinfo else None
+
+
+class Fetcher:
+    """Speaks HTTP with one origin over kept-alive connections; use it as an async context manager.
+
+    `spool_folder` is where large bodies go; it is made when first needed.
+    """
+
+    def __init__(
+        self,
+        base_url: str,
+        *,
+        limits: FetchLimits,
+        clock: Clock,
+        user_agent: str,
+        spool_folder: Callable[[], Path],
+        trust_environment: bool = True,
+    ) -> None:
+        self._base = base_url.rstrip("/")
+        self._limits = limits
+        self._clock = clock
+        self._spool_folder = spool_folder
+        self._user_agent = user_agent
+        self._trust_environment = trust_environment
+        self._session: aiohttp.ClientSession | None = None
+        self.received_bytes = 0
+
+    async def __aenter__(self) -> Fetcher:
+        limits = self._limits
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=limits.connections, ttl_dns_cache=300, keepalive_timeout=75),
+            timeout=aiohttp.ClientTimeout(
+                total=None, sock_connect=limits.connect_seconds, sock_read=limits.idle_seconds
+            ),
+            headers={"User-Agent": self._user_agent, "Accept": "*/*", "Accept-Encoding": "gzip"},
+            cookie_jar=aiohttp.DummyCookieJar(),
+            # The environment's proxy is honoured, but never for this machine itself.
+            trust_env=self._trust_environment,
+            skip_auto_headers=("Content-Type",),
+            read_bufsize=_CHUNK_BYTES,
+            max_line_size=16_384,
+            max_field_size=32_768,
+        )
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._session is not None:
+            await self._session.close()
+
+    async def fetch(self, request: Request) -> Response:
+        """Make one attempt.
+
+        Raises:
+            NetworkError, StatusError, BodyTooLarge, RedirectRefused: see `errors`.
+        """
+        started = self._clock.monotonic()
+        try:
+            response = await self._follow(request)
+        except RequestError:
+            raise
+        except (aiohttp.ClientError, TimeoutError, asyncio.TimeoutError, ssl.SSLError, OSError) as error:
+            raise _translate(error, request) from None
+        except ValueError as error:
+            # aiohttp quotes headers in its complaints: only the kind of error may be repeated.
+            raise NetworkError(f"{request.path}: the answer is no HTTP ({type(error).__name__})") from None
+        return replace(response, elapsed_seconds=self._clock.monotonic() - started)
+
+    async def _follow(self, request: Request) -> Response:
+        url = self._base + request.path
+        query = request.query
+        for _ in range(self._limits.redirects + 1):
+            assert self._session is not None
+            async with self._session.request(
+                request.method,
+                URL(_with_query(url, query), encoded=True),
+                headers=list(request.headers),
+                data=request.json_body,
+                allow_redirects=False,
+            ) as answer:
+                headers = _plain_headers(answer.headers)
+                if answer.status in (301, 302, 303, 307, 308) and "location" in headers:
+                    url, query = self._redirected(url, headers["location"], request), ()
+                    continue
+                if not 200 <= answer.status < 300:
+                    raise await self._status_error(answer, headers, request)
+                return await self._receive(answer, headers, request)
+        raise RedirectRefused(
+            f"{request.path}: more than {self._limits.redirects} redirects (bounds.redirects)"
+        )
+
+    def _redirected(self, url: str, location: str, request: Request) -> str:
+        target = urljoin(url, location)
+        there, here = urlsplit(target), urlsplit(self._base)
+        if (there.scheme, there.netloc) != (here.scheme, here.netloc):
+            raise RedirectRefused(
+                f"{request.path}: redirected to another host, {there.scheme}://{there.hostname}; not followed"
+            )
+        return target
+
+    async def _status_error(
+        self, answer: aiohttp.ClientResponse, headers: Mapping[str, str], request: Request
+    ) -> StatusError:
+        try:
+            excerpt = (await answer.content.read(_EXCERPT_BYTES)).decode("utf-8", "replace")
+        except (aiohttp.ClientError, TimeoutError):
+            excerpt = ""
+        message = f"{request.path}: status {answer.status}"
+        return StatusError(message, status=answer.status, headers=headers, excerpt=excerpt)
+
+    async def _receive(
+        self, answer: aiohttp.ClientResponse, headers: Mapping[str, str], request: Request
+    ) -> Response:
+        limits = self._limits
+        held: list[bytes] = []
+        spool: IO[bytes] | None = None
+        size = 0
+        try:
+            async for chunk in answer.content.iter_chunked(_CHUNK_BYTES):
+                size += len(chunk)
+                self.received_bytes += len(chunk)
+                if size > limits.body_bytes_max:
+                    raise BodyTooLarge(
+                        f"{request.path}: the body is larger than {limits.body_bytes_max >> 20} MiB (bounds.body_mb)"
+                    )
+                if spool is None and size > limits.spool_bytes:
+                    spool = tempfile.NamedTemporaryFile(
+                        dir=self._spool_folder(), prefix="body-", delete=False
+                    )
+                    for part in held:
+                        spool.write(part)
+                    held.clear()
+                if spool is not None:
+                    spool.write(chunk)
+                else:
+                    held.append(chunk)
+        except BaseException:
+            if spool is not None:
+                spool.close()
+                Path(spool.name).unlink(missing_ok=True)
+            raise
+        if spool is not None:
+            spool.close()
+        return Response(
+            status=answer.status,
+            headers=headers,
+            body=b"".join(held),
+            spool=Path(spool.name) if spool is not None else None,
+            size_bytes=size,
+            elapsed_seconds=0.0,
+            received_at=self._clock.now(),
+        )
+
+
+def _plain_headers(headers: CIMultiDictProxy[str]) -> dict[str, str]:
+    plain: dict[str, str] = {}
+    for name, value in headers.items():
+        lower = name.lower()
+        plain[lower] = f"{plain[lower]}, {value}" if lower in plain else value
+    return plain
+
+
+def _with_query(url: str, query: tuple[tuple[str, str], ...]) -> str:
+    if not query:
+        return url
+    return str(URL(url, encoded=True).with_query(list(query)))
+
+
+def _translate(error: Exception, request: Request) -> RequestError:
+    """Foreign errors where they enter; their own texts may hold headers, so that only their kind is told."""
+    match error:
+        case aiohttp.ClientConnectorDNSError():
+            what = "the host's name could not be found"
+        case aiohttp.ClientConnectorCertificateError() | aiohttp.ClientConnectorSSLError() | ssl.SSLError():
+            what = "TLS failed: the certificate or protocol was refused"
+        case aiohttp.ConnectionTimeoutError():
+            what = "no connection within limits.connect_seconds"
+        case aiohttp.ClientConnectorError():
+            what = f"no connection ({error.os_error.strerror or type(error.os_error).__name__})"
+        case TimeoutError():
+            what = "no byte within limits.idle_seconds"
+        case aiohttp.ClientPayloadError():
+            what = "the body was cut or is not encoded as it says"
+        case aiohttp.ServerDisconnectedError() | aiohttp.ClientOSError() | ConnectionError():
+            what = "the connection was reset"
+        case _:
+            what = f"the answer is no HTTP ({type(error).__name__})"
+    return NetworkError(f"{request.path}: {what}")
