@@ -1,0 +1,1 @@
+"""Bodies to record batches: one pure module per format."""

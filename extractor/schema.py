@@ -1,0 +1,497 @@
+"""Columns → Arrow: what each table's files hold, checked casts, and drift as a value.
+
+A `TableSchema` is made before anything is decoded, from the catalogue and from the columns that the lake has
+pinned. It never loses a value: what has no column or does not fit goes to `_rescued_data`, a key that is seen for
+the first time becomes a column at the end, and a physical type never changes.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from decimal import Context, Decimal, InvalidOperation
+from typing import Literal
+
+import orjson
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from extractor.endpoint import (
+    Column,
+    ColumnType,
+    Endpoint,
+    ListType,
+    MapType,
+    Scalar,
+    StructType,
+    parse_type,
+)
+
+__all__ = (
+    "JSON_TEXT",
+    "META_COLUMNS",
+    "MISSING",
+    "REDACTED",
+    "RESCUED",
+    "Field",
+    "TableSchema",
+    "arrow_type",
+    "cast_column",
+    "fit",
+    "infer_type",
+    "is_secret_name",
+    "is_secret_value",
+    "json_text",
+    "plan_schema",
+    "read_type",
+    "render_type",
+    "toml_hint",
+)
+
+RESCUED = "_rescued_data"
+SERIES = "_series"
+"""The column of metrics that tells one series from another: a hash of name and labels."""
+META_COLUMNS = ("_run_id", "_extracted_at", "_account", "_snapshot_at", "_event_date")
+_PATH_NAMES = frozenset({"account", "snapshot_date", "event_date", "window", "run"})
+
+JSON_TEXT = {b"extractor.type": b"json"}
+"""Field metadata that marks text which is JSON, so that a reader can turn it back."""
+
+DECIMAL = pa.decimal128(38, 12)
+UTC_TIME = pa.timestamp("us", "UTC")
+NAIVE_TIME = pa.timestamp("us")
+
+_WIDE = Context(prec=60)
+
+MISSING = object()
+"""No leftover: the value fitted whole (a leftover may well be None)."""
+
+_SCALARS: Mapping[str, pa.DataType] = {
+    "string": pa.string(),
+    "int64": pa.int64(),
+    "float64": pa.float64(),
+    "bool": pa.bool_(),
+    "decimal": DECIMAL,
+    "timestamp": UTC_TIME,
+    "timestamp_naive": NAIVE_TIME,
+    "epoch": UTC_TIME,
+    "json": pa.string(),
+    "binary": pa.binary(),
+}
+
+# What the JSON reader is asked for; times are cast afterwards, with a check.
+_READ_SCALARS: Mapping[str, pa.DataType] = {
+    **{name: _SCALARS[name] for name in ("string", "int64", "float64", "bool", "decimal")},
+    "timestamp": pa.string(),
+    "timestamp_naive": pa.string(),
+    "epoch": pa.int64(),
+}
+
+_SECRET_NAME = re.compile(
+    r"(?:^|[_.\-\s])(?:pass(?:word|wd|phrase)?|pwd|secrets?|tokens?|api_?keys?|access_?keys?|private_?keys?|"
+    r"credentials?|bearer|jwt|client_?secret)(?:$|[_.\-\s\d])"
+)
+_SECRET_VALUE = re.compile(
+    r"skysql\.[0-9a-z]{4}\.[0-9a-z]{8}\.[A-Za-z0-9]{36}\.[0-9a-f]{8}"
+    r"|eyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,}"
+    r"|-----BEGIN [A-Z ]*PRIVATE KEY-----"
+)
+REDACTED = "[redacted]"
+
+
+# --- types --------------------------------------------------------------------------------------------------
+
+
+def arrow_type(column_type: ColumnType) -> pa.DataType:
+    """The type that files hold."""
+    match column_type:
+        case Scalar(name):
+            return _SCALARS[name]
+        case ListType(item):
+            return pa.list_(_field("element", item))
+        case MapType(value):
+            return pa.map_(pa.field("key", pa.string(), nullable=False), _field("value", value))
+        case StructType(fields):
+            return pa.struct([_field(name, inner) for name, inner in fields])
+
+
+def _field(name: str, column_type: ColumnType) -> pa.Field:
+    is_json = column_type == Scalar("json")
+    return pa.field(name, arrow_type(column_type), metadata=JSON_TEXT if is_json else None)
+
+
+def read_type(column_type: ColumnType) -> pa.DataType | None:
+    """The type that pyarrow's JSON reader is asked for; None where it has none (maps, free-form JSON)."""
+    match column_type:
+        case Scalar(name):
+            return _READ_SCALARS.get(name)
+        case ListType(item):
+            inner = read_type(item)
+            return None if inner is None else pa.list_(inner)
+        case MapType():
+            return None
+        case StructType(fields):
+            read = [(name, read_type(inner)) for name, inner in fields]
+            if not read or any(inner is None for _, inner in read):
+                return None
+            return pa.struct(read)
+
+
+def render_type(column_type: ColumnType) -> str:
+    """The text that `parse_type` reads."""
+    match column_type:
+        case Scalar(name):
+            return name
+        case ListType(item):
+            return f"list<{render_type(item)}>"
+        case MapType(value):
+            return f"map<string, {render_type(value)}>"
+        case StructType(fields):
+            return f"struct<{', '.join(f'{name}: {render_type(inner)}' for name, inner in fields)}>"
+
+
+def infer_type(values: Iterable[object]) -> ColumnType | None:
+    """The narrowest type for the values of a key without a column; None if all are null."""
+    kinds = {type(value) for value in values if value is not None}
+    if not kinds:
+        return None
+    if kinds == {bool}:
+        return Scalar("bool")
+    if kinds == {int}:
+        fits = all(-(2**63) <= value < 2**63 for value in values if isinstance(value, int))
+        return Scalar("int64") if fits else Scalar("json")
+    if kinds <= {int, float}:
+        return Scalar("float64")
+    if kinds <= {int, float, Decimal}:
+        return Scalar("json")
+    return Scalar("string") if kinds == {str} else Scalar("json")
+
+
+# --- the schema of a table ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Field:
+    """One column of the files.
+
+    `source` is the key in the answer; it differs from `name` for `name__v2`. A field that is not live was
+    superseded by a corrected type and is null from then on.
+    """
+
+    name: str
+    type: ColumnType
+    source: str
+    class_: str = ""
+    is_live: bool = True
+    is_inferred: bool = False
+
+    def to_json(self) -> dict[str, object]:
+        return {
+            "name": self.name,
+            "type": render_type(self.type),
+            "source": self.source,
+            "class": self.class_,
+            "live": self.is_live,
+            "inferred": self.is_inferred,
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TableSchema:
+    """The columns of one table, in order, and what is done with anything else.
+
+    `drops` are the keys, or paths inside a value, that are never kept; `policy` is `run.schema`.
+    """
+
+    table: str
+    fields: tuple[Field, ...]
+    drops: tuple[str, ...] = ()
+    hashes: tuple[str, ...] = ()
+    policy: Literal["evolve", "rescue", "fail"] = "evolve"
+    is_pinned: bool = True
+    """False while no row has been seen and the catalogue gives no columns: the first rows then decide."""
+
+    @property
+    def live(self) -> tuple[Field, ...]:
+        return tuple(field for field in self.fields if field.is_live)
+
+    @property
+    def arrow(self) -> pa.Schema:
+        """The columns of the data, and `_rescued_data`."""
+        columns = [_field(field.name, field.type) for field in self.fields]
+        return pa.schema([*columns, pa.field(RESCUED, pa.string(), metadata=JSON_TEXT)])
+
+    def to_json(self) -> tuple[dict[str, object], ...]:
+        return tuple(field.to_json() for field in self.fields)
+
+    def grow(self, added: Mapping[str, ColumnType]) -> TableSchema:
+        """The schema with new columns at the end, and pinned."""
+        fields = tuple(
+            Field(name=name, type=column_type, source=name, is_inferred=True)
+            for name, column_type in added.items()
+        )
+        return replace(self, fields=self.fields + fields, is_pinned=True)
+
+    def may_add(self, name: str) -> bool:
+        """True where a key may become a column of that name."""
+        taken = {field.name.lower() for field in self.fields}
+        return (
+            bool(name)
+            and len(name) <= 128
+            and not name.startswith("_")
+            and name.isprintable()
+            and name.lower() not in taken
+            and name.lower() not in _PATH_NAMES
+            and not is_secret_name(name)
+        )
+
+
+def plan_schema(
+    endpoint: Endpoint,
+    pinned: Sequence[Mapping[str, object]] = (),
+    *,
+    policy: Literal["evolve", "rescue", "fail"] = "evolve",
+    pii: Literal["keep", "hash", "drop"] = "keep",
+    secrets_allowed: bool = False,
+) -> TableSchema:
+    """The schema of a table before its first answer: what the lake has pinned, then what the catalogue adds.
+
+    A catalogue type that differs from the pinned one makes a new column `name__v2`; the old one stays, null.
+    """
+    dropped_classes = {"secret"} - ({"secret"} if secrets_allowed else set()) | (
+        {"pii"} if pii == "drop" else set()
+    )
+    drops = tuple(column.path for column in endpoint.columns if column.class_ in dropped_classes)
+    hashes = tuple(column.path for column in endpoint.columns if column.class_ == "pii" and pii == "hash")
+    fields = [_pinned_field(entry) for entry in pinned]
+    for column in endpoint.top_columns:
+        if column.type is None or column.path in drops:
+            continue
+        _place(fields, column, column.type)
+    for name, _ in endpoint.keep:
+        if not any(field.source == name for field in fields):
+            fields.append(Field(name=name, type=Scalar("string"), source=name))
+    if endpoint.format == "openmetrics" and not any(field.name == SERIES for field in fields):
+        fields.append(Field(name=SERIES, type=Scalar("int64"), source=SERIES))
+    return TableSchema(
+        table=endpoint.name,
+        fields=tuple(fields),
+        drops=drops,
+        hashes=hashes,
+        policy=policy,
+        is_pinned=bool(pinned) or any(column.type for column in endpoint.top_columns),
+    )
+
+
+def _place(fields: list[Field], column: Column, column_type: ColumnType) -> None:
+    versions = [index for index, field in enumerate(fields) if field.source == column.path]
+    live = next((index for index in versions if fields[index].is_live), None)
+    if live is not None and fields[live].type == column_type:
+        return
+    name = column.path if not versions else f"{column.path}__v{len(versions) + 1}"
+    if live is not None:
+        fields[live] = replace(fields[live], is_live=False)
+    fields.append(Field(name=name, type=column_type, source=column.path, class_=column.class_))
+
+
+def _pinned_field(entry: Mapping[str, object]) -> Field:
+    return Field(
+        name=str(entry["name"]),
+        type=parse_type(str(entry["type"])),
+        source=str(entry["source"]),
+        class_=str(entry.get("class", "")),
+        is_live=bool(entry.get("live", True)),
+        is_inferred=bool(entry.get("inferred", False)),
+    )
+
+
+def is_secret_name(name: str) -> bool:
+    """True for names under which APIs hand out credentials."""
+    snake = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower()
+    return bool(_SECRET_NAME.search(snake))
+
+
+def is_secret_value(text: str) -> bool:
+    """True for texts in the shape of a key or token."""
+    return bool(_SECRET_VALUE.search(text))
+
+
+def toml_hint(table: str, name: str, values: Iterable[object]) -> str:
+    """The line to add to a catalogue file so that values which did not fit get a column of their own."""
+    inferred = infer_type(values) or Scalar("json")
+    return f"[{table}.columns] {name} = {render_type(inferred)!r}".replace("'", '"')
+
+
+# --- checked casts ------------------------------------------------------------------------------------------
+
+
+def cast_column(column: pa.Array, column_type: ColumnType) -> pa.Array:
+    """A column as it was read (`read_type`) as the files hold it.
+
+    Raises:
+        pa.ArrowInvalid: a value does not fit; the caller then goes value by value.
+    """
+    match column_type:
+        case Scalar("timestamp"):
+            return pc.cast(column, UTC_TIME)
+        case Scalar("timestamp_naive"):
+            return pc.cast(column, NAIVE_TIME)
+        case Scalar("epoch"):
+            return _cast_epoch(column)
+        case Scalar("float64"):
+            _check_float(column)
+            return column
+        case Scalar():
+            return column
+        case ListType(item):
+            values = cast_column(column.values, item)
+            return pa.ListArray.from_arrays(
+                column.offsets, values, type=arrow_type(column_type), mask=_null_mask(column)
+            )
+        case StructType(fields):
+            inner = [cast_column(column.field(index), field) for index, (_, field) in enumerate(fields)]
+            target = arrow_type(column_type)
+            return pa.StructArray.from_arrays(inner, fields=list(target), mask=_null_mask(column))
+        case MapType():
+            return column
+
+
+def _null_mask(column: pa.Array) -> pa.Array | None:
+    return column.is_null() if column.null_count else None
+
+
+def _cast_epoch(column: pa.Array) -> pa.Array:
+    """Seconds, or milliseconds from 10^11 on (in seconds that were the year 5138)."""
+    is_milli = pc.greater_equal(pc.abs_checked(column), 100_000_000_000)
+    micros = pc.multiply_checked(column, pc.if_else(is_milli, 1_000, 1_000_000))
+    out_of_range = pc.greater(pc.abs_checked(micros), 253_402_300_800_000_000)
+    if pc.any(out_of_range).as_py():
+        raise pa.ArrowInvalid("an epoch beyond the year 9999")
+    return pc.cast(micros, UTC_TIME)
+
+
+def _check_float(column: pa.Array) -> None:
+    if len(column) == column.null_count:
+        return
+    limits = pc.min_max(column)
+    low, high = limits["min"].as_py(), limits["max"].as_py()
+    # The reader rounds integers from 2^53 on; it takes bare NaN and Infinity, which are no JSON.
+    if not (-(2.0**53) < low and high < 2.0**53):
+        raise pa.ArrowInvalid("a number that a double may have rounded")
+
+
+def fit(value: object, column_type: ColumnType) -> tuple[object, object]:
+    """One value as its column takes it, and what is left over (`MISSING`: nothing).
+
+    Given `json` values, with `Decimal` for numbers that a double cannot hold. Times come back as text or integer
+    as they were read: the caller casts them. Of a struct or map the leftover holds only what did not fit, of a
+    list the whole list, so that nothing is lost by position.
+    """
+    if value is None:
+        return None, MISSING
+    match column_type:
+        case Scalar(name):
+            fitted = _fit_scalar(value, name)
+            return (None, value) if fitted is MISSING else (fitted, MISSING)
+        case ListType(item):
+            return _fit_list(value, item)
+        case StructType(fields):
+            return _fit_struct(value, dict(fields))
+        case MapType(inner):
+            if not isinstance(value, dict):
+                return None, value
+            return _fit_struct(value, dict.fromkeys(value, inner), is_map=True)
+
+
+def _fit_scalar(value: object, name: str) -> object:
+    match name, value:
+        case "json", _:
+            return json_text(value)
+        case "bool", bool():
+            return value
+        case _, bool():
+            return MISSING
+        case "string", str():
+            return value
+        case (("int64" | "epoch"), int()) if -(2**63) <= value < 2**63:
+            return value if name == "int64" or _is_castable(value, Scalar(name)) else MISSING
+        case "float64", int():
+            return float(value) if abs(value) <= 2**53 else MISSING
+        case "float64", float():
+            return value
+        case "float64", Decimal():
+            return float(value) if Decimal(repr(float(value))) == value else MISSING
+        case "decimal", (int() | float() | Decimal() | str()):
+            return _fit_decimal(value)
+        case (("timestamp" | "timestamp_naive"), str()):
+            return value if _is_castable(value, Scalar(name)) else MISSING
+        case _:
+            return MISSING
+
+
+def _fit_decimal(value: int | float | Decimal | str) -> object:
+    try:
+        exact = Decimal(repr(value)) if isinstance(value, float) else Decimal(value)
+        if not exact.is_finite():
+            return MISSING
+        scaled = exact.quantize(Decimal("1e-12"), context=_WIDE)
+    except (InvalidOperation, ValueError):
+        return MISSING
+    return scaled if scaled == exact and abs(scaled) < Decimal(10) ** 26 else MISSING
+
+
+def _is_castable(value: object, column_type: ColumnType) -> bool:
+    try:
+        cast_column(pa.array([value], read_type(column_type)), column_type)
+    except pa.ArrowInvalid:
+        return False
+    return True
+
+
+def _fit_list(value: object, item: ColumnType) -> tuple[object, object]:
+    if not isinstance(value, list):
+        return None, value
+    fitted, is_whole = [], True
+    for element in value:
+        kept, rest = fit(element, item)
+        fitted.append(kept)
+        is_whole = is_whole and rest is MISSING
+    return fitted, MISSING if is_whole else value
+
+
+def _fit_struct(
+    value: object, fields: Mapping[str, ColumnType], *, is_map: bool = False
+) -> tuple[object, object]:
+    if not isinstance(value, dict):
+        return None, value
+    fitted: dict[str, object] = {}
+    left: dict[str, object] = {}
+    for key, inner in value.items():
+        if inner is None:
+            continue
+        if key not in fields:
+            left[key] = inner
+            continue
+        kept, rest = fit(inner, fields[key])
+        if rest is not MISSING:
+            left[key] = rest
+        if kept is not None:
+            fitted[key] = kept
+    leftover = left if left else MISSING
+    return (list(fitted.items()) if is_map else fitted), leftover
+
+
+def json_text(value: object) -> str:
+    """JSON of a value, exactly: numbers that orjson cannot write are written digit by digit."""
+    try:
+        return orjson.dumps(value).decode()
+    except TypeError:
+        pass
+    match value:
+        case dict():
+            return "{" + ",".join(f"{json_text(key)}:{json_text(item)}" for key, item in value.items()) + "}"
+        case list():
+            return "[" + ",".join(map(json_text, value)) + "]"
+        case _:
+            return str(value)
