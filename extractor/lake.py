@@ -1,0 +1,409 @@
+"""The lake for readers: tables as they stand, or stood after a run; nothing here writes.
+
+A reader follows the log, so it sees all tables of one commit or none of them, and finds each file in its
+place, in staging where it is not published yet, or in `old/` for its grace period.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from extractor.commit import CommitLog, LogEntry, TableState, old_path, staged_path
+from extractor.errors import ConfigError, LakeError
+from extractor.store import Store, StoreMissing
+from extractor.stores import open_store
+
+if TYPE_CHECKING:
+    # Read at run time only where rows are: listing runs must not wait for it.
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from extractor.write import DataFile
+
+__all__ = ("FileRow", "Lake", "LakeTable", "RunRow")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunRow:
+    """One run, as its last entry in the log tells it."""
+
+    run_id: str
+    sequence: int
+    status: str
+    started_at: datetime
+    committed_at: datetime
+    summary: Mapping[str, object]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FileRow:
+    """One data file of the state that was asked for; `path` is its place in the lake."""
+
+    path: str
+    table: str
+    account: str
+    rows: int
+    size_bytes: int
+    sha256: str
+    partition: tuple[tuple[str, str], ...]
+
+
+class Lake:
+    """A lake by its address, or by its store."""
+
+    def __init__(self, uri: str | Path | Store) -> None:
+        self.store: Store = open_store(uri) if isinstance(uri, (str, Path)) else uri
+        self.log = CommitLog(self.store)
+
+    def entry(self, as_of: str | None = None) -> LogEntry:
+        """The newest entry, or the last one of a run: its id, a unique beginning of it, or `latest`.
+
+        Raises: LakeError if nothing was committed yet; ConfigError for an unknown run.
+        """
+        if as_of is None or as_of == "latest":
+            newest = self.log.newest()
+            if newest is None:
+                raise LakeError(
+                    f"nothing was committed to lake {self.store.uri} yet; begin with `skysql-extract run`"
+                )
+            return newest
+        begun: dict[str, LogEntry] = {}
+        names: dict[str, None] = {}
+        for entry in self.log.backwards():
+            if entry.run_id == as_of:
+                return entry
+            names.setdefault(entry.run_id)
+            if as_of and entry.run_id.startswith(as_of):
+                begun.setdefault(entry.run_id, entry)
+        if len(begun) == 1:
+            return next(iter(begun.values()))
+        if begun:
+            raise ConfigError(f"run {as_of} may be {' or '.join(list(begun)[:3])}; give more of its name")
+        raise ConfigError(f"no run {as_of} in lake {self.store.uri}{_nearest(as_of, names)}")
+
+    def runs(self) -> list[RunRow]:
+        """Every run, in the order of their last entries."""
+        last: dict[str, RunRow] = {}
+        for entry in self.log.backwards():
+            if entry.run_id not in last:
+                last[entry.run_id] = _run_row(entry)
+        return list(reversed(last.values()))
+
+    def run(self, name: str) -> RunRow:
+        """One run. Arguments and errors as of `entry`."""
+        return _run_row(self.entry(name))
+
+    def tables(self, as_of: str | None = None) -> list[str]:
+        """The names of the tables that have files, sorted."""
+        return _table_names(self.entry(as_of))
+
+    def table(self, name: str, *, as_of: str | None = None, account: str | None = None) -> LakeTable:
+        """One table, of all accounts unless one is named.
+
+        Raises: ConfigError for an unknown table, account or run; LakeError if the log cannot be read.
+        """
+        entry = self.entry(as_of)
+        return self._table(name, account, entry, self._merges(entry))
+
+    def files(self, table: str | None = None, as_of: str | None = None) -> list[FileRow]:
+        """The data files of the state, by table, account and path. Errors as of `table`."""
+        entry = self.entry(as_of)
+        merges = self._merges(entry)
+        names = [table] if table is not None else _table_names(entry)
+        return [
+            FileRow(
+                path=file.path,
+                table=name,
+                account=state.account,
+                rows=file.rows,
+                size_bytes=file.size_bytes,
+                sha256=file.sha256,
+                partition=file.partition,
+            )
+            for name in names
+            for state in self._table(name, None, entry, merges).states
+            for file in state.files
+        ]
+
+    def locate(self, path: str, entry: LogEntry) -> str:
+        """Where in the store the data file is now. Raises: LakeError if nowhere, naming a whole run."""
+        for place in _places(path, entry.publishing):
+            if self.store.exists(place):
+                return place
+        raise self._missing(path, entry)
+
+    def _merges(self, entry: LogEntry) -> list[LogEntry]:
+        """The later entries that exchanged files, oldest first."""
+        later: list[LogEntry] = []
+        for found in self.log.backwards():
+            if found.sequence <= entry.sequence:
+                break
+            if found.replaced:
+                later.append(found)
+        return later[::-1]
+
+    def _table(
+        self, name: str, account: str | None, entry: LogEntry, merges: Sequence[LogEntry]
+    ) -> LakeTable:
+        known = sorted({table for table, _ in entry.tables})
+        accounts = sorted(other for table, other in entry.tables if table == name)
+        if not accounts:
+            raise ConfigError(f"no table {name} in lake {self.store.uri}{_nearest(name, known)}")
+        if account is not None and account not in accounts:
+            nearest = _nearest(account, accounts)
+            raise ConfigError(f"no account {account} in table {name} of lake {self.store.uri}{nearest}")
+        states = [
+            self.log.state_of(entry, name, other) for other in (accounts if account is None else [account])
+        ]
+        followed = states
+        for later in merges:
+            replacements = self.log.replacements(later)
+            followed = [_replaced(self.log, later, replacements, state) for state in followed]
+        committed_runs = None
+        if followed != states:
+            # A merged file also holds rows that came later.
+            committed_runs = frozenset(earlier.run_id for earlier in self.log.backwards(entry))
+        publishing = tuple(dict.fromkeys(run_id for found in (entry, *merges) for run_id in found.publishing))
+        return LakeTable(self, name, entry, tuple(followed), committed_runs, publishing)
+
+    def _missing(self, path: str, entry: LogEntry) -> LakeError:
+        run_id = self._newest_whole_run(entry)
+        remedy = f"--as-of {run_id} reads the newest whole run" if run_id else "restore it from a copy"
+        return LakeError(f"data file {path} is nowhere in lake {self.store.uri}; {remedy}")
+
+    def _newest_whole_run(self, damaged: LogEntry) -> str | None:
+        whole: dict[str, bool] = {}
+        there: dict[str, bool] = {}
+        seen = {damaged.run_id}
+        for entry in self.log.backwards():
+            if entry.run_id in seen:
+                continue
+            seen.add(entry.run_id)
+            for key, reference in entry.tables.items():
+                if reference.digest not in whole:
+                    paths = [file.path for file in self.log.state_of(entry, *key).files]
+                    for path in paths:
+                        if path not in there:
+                            there[path] = any(map(self.store.exists, _places(path, entry.publishing)))
+                    whole[reference.digest] = all(there[path] for path in paths)
+            if all(whole[reference.digest] for reference in entry.tables.values()):
+                return entry.run_id
+        return None
+
+
+class LakeTable:
+    """One table of a lake after one commit; iterating reads the files, one after the other."""
+
+    def __init__(
+        self,
+        lake: Lake,
+        name: str,
+        entry: LogEntry,
+        states: tuple[TableState, ...],
+        committed_runs: frozenset[str] | None,
+        publishing: tuple[str, ...],
+    ) -> None:
+        self.name = name
+        self.entry = entry
+        self.states = states
+        """One per account, sorted."""
+        self.committed_runs = committed_runs
+        """If set, only rows whose `_run_id` is one of these belong to the state: a file holds later ones
+        too.
+        """
+        self._lake = lake
+        self._publishing = publishing
+
+    def files(self) -> tuple[DataFile, ...]:
+        """Its data files, by account and path."""
+        return tuple(file for state in self.states for file in state.files)
+
+    @property
+    def schema(self) -> pa.Schema:
+        """The columns of its newest file, then those that only other files have. Reads the end of every file.
+
+        Raises: LakeError if the table has no files yet, or one is missing or damaged.
+        """
+        import pyarrow as pa
+
+        newest = self._newest_files()
+        if not newest:
+            raise LakeError(f"table {self.name} in lake {self._lake.store.uri} has no files yet")
+        schemas = {path: self._file_schema(path) for path in newest}
+        for file in self.files():
+            if file.path not in schemas:
+                schemas[file.path] = self._file_schema(file.path)
+        # The widest of the accounts' newest files gives the order: columns are only ever added at the end.
+        first = max(newest, key=lambda path: len(schemas[path]))
+        fields: dict[str, pa.Field] = {column.name: column for column in schemas[first]}
+        for schema in schemas.values():
+            for column in schema:
+                fields.setdefault(column.name, column)
+        return pa.schema(
+            [
+                column
+                if all(name in schema.names for schema in schemas.values())
+                else column.with_nullable(True)
+                for name, column in fields.items()
+            ]
+        )
+
+    def to_batches(self) -> Iterator[pa.RecordBatch]:
+        """The rows, file by file, all with `schema`: what a file does not have is null. Errors as of
+        `schema`.
+        """
+        schema = self.schema
+        for file in self.files():
+            with self._opened(file.path) as source:
+                for batch in source.iter_batches(batch_size=65_536):
+                    kept = self._kept(batch)
+                    if kept.num_rows:
+                        yield self._aligned(kept, schema, file.path)
+
+    def to_arrow(self) -> pa.Table:
+        """All rows in memory. Errors as of `schema`."""
+        import pyarrow as pa
+
+        schema = self.schema
+        return pa.Table.from_batches(list(self.to_batches()), schema=schema)
+
+    def _newest_files(self) -> list[str]:
+        """Per account, a file of the run that wrote its newest ones."""
+        newest: list[str] = []
+        for state in self.states:
+            paths = [file.path for file in state.files]
+            mine = [path for path in paths if _is_written_by(path, state.run_id)]
+            newest.extend((mine or paths)[-1:])
+        return newest
+
+    def _file_schema(self, path: str) -> pa.Schema:
+        with self._opened(path) as source:
+            return source.schema_arrow.remove_metadata()
+
+    def _kept(self, batch: pa.RecordBatch) -> pa.RecordBatch:
+        if self.committed_runs is None or "_run_id" not in batch.schema.names:
+            return batch
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        runs = batch.column("_run_id")
+        return batch.filter(pc.is_in(runs, value_set=pa.array(sorted(self.committed_runs), runs.type)))
+
+    def _aligned(self, batch: pa.RecordBatch, schema: pa.Schema, path: str) -> pa.RecordBatch:
+        import pyarrow as pa
+
+        names = frozenset(batch.schema.names)
+        columns = []
+        for column in schema:
+            if column.name not in names:
+                columns.append(pa.nulls(batch.num_rows, column.type))
+                continue
+            values = batch.column(column.name)
+            try:
+                columns.append(values if values.type == column.type else values.cast(column.type))
+            except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+                raise LakeError(
+                    f"column {column.name} of {path} in lake {self._lake.store.uri} is {values.type}, "
+                    f"elsewhere {column.type}; run `skysql-extract verify`"
+                ) from error
+        return pa.RecordBatch.from_arrays(columns, schema=schema)
+
+    @contextmanager
+    def _opened(self, path: str) -> Iterator[pq.ParquetFile]:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        for place in _places(path, self._publishing):
+            try:
+                source = self._open_place(place)
+            except StoreMissing:
+                continue
+            try:
+                with source, pq.ParquetFile(source) as opened:
+                    yield opened
+            except (OSError, pa.ArrowInvalid) as error:
+                raise LakeError(
+                    f"{path} in lake {self._lake.store.uri} is damaged; run `skysql-extract verify`, "
+                    "then restore it from a copy of the lake"
+                ) from error
+            return
+        raise self._lake._missing(path, self.entry)
+
+    def _open_place(self, place: str) -> pa.NativeFile:
+        import pyarrow as pa
+
+        store = self._lake.store
+        local = store.local_path(place)
+        if local is None:
+            return pa.PythonFile(store.open_input(place), mode="r")
+        try:
+            return pa.OSFile(str(local), "r")
+        except FileNotFoundError as error:
+            raise StoreMissing(f"cannot read {place} in lake {store.uri}: there is no such file") from error
+        except OSError as error:
+            reason = error.strerror or type(error).__name__
+            raise LakeError(
+                f"cannot read {place} in lake {store.uri}: {reason}; see to the file system"
+            ) from error
+
+
+def _places(path: str, publishing: Iterable[str]) -> Iterator[str]:
+    """Where a data file may be. Its place comes last again: it may be moved there while the others are
+    tried.
+    """
+    yield path
+    for run_id in publishing:
+        yield staged_path(run_id, path)
+    yield old_path(path)
+    yield path
+
+
+def _replaced(
+    log: CommitLog, later: LogEntry, replacements: Mapping[str, tuple[str, ...]], state: TableState
+) -> TableState:
+    """The state with files that a later entry merged exchanged for those that hold their rows now.
+
+    Files that were dropped without a replacement stay: they may still be in their grace period.
+    """
+    wanted = {path for file in state.files for path in replacements.get(file.path, ())}
+    if not wanted:
+        return state
+    merged = [file for file in log.state_of(later, state.table, state.account).files if file.path in wanted]
+    kept = [file for file in state.files if not replacements.get(file.path)]
+    files = {file.path: file for file in (*kept, *merged)}
+    return replace(state, files=tuple(files[path] for path in sorted(files)))
+
+
+def _is_written_by(path: str, run_id: str) -> bool:
+    folder, _, name = path.rpartition("/")
+    return name.startswith(f"{run_id}-") or folder.endswith(f"/run={run_id}")
+
+
+def _table_names(entry: LogEntry) -> list[str]:
+    return sorted({table for (table, _), reference in entry.tables.items() if reference.files})
+
+
+def _run_row(entry: LogEntry) -> RunRow:
+    return RunRow(
+        run_id=entry.run_id,
+        sequence=entry.sequence,
+        status=entry.status,
+        started_at=entry.started_at,
+        committed_at=entry.committed_at,
+        summary=entry.summary,
+    )
+
+
+def _nearest(name: str, names: Iterable[str]) -> str:
+    """What an error says about the name that was probably meant."""
+    known = sorted(set(names))
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    if close:
+        return f"; did you mean {close[0]}?"
+    return f"; there are {', '.join(known[:5])}{' and others' if len(known) > 5 else ''}" if known else ""

@@ -1,0 +1,208 @@
+"""Each row once: keys of staged files against each other, and for event tables against the lake.
+
+Rows that came twice with equal values (a page that was served twice, rows that shifted between pages) are dropped;
+rows that share a key and differ are a conflict, which is for a check to judge and never settled in silence.
+Only key columns are read, and they are compared inside Arrow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TypeGuard
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from extractor.digest import row_bytes
+from extractor.schema import META_COLUMNS
+from extractor.store import Store
+from extractor.write import DataFile, Staged, rewrite, staged_path
+
+__all__ = ("Uniqueness", "make_unique", "plain_row")
+
+_FILE, _ROW = "_file", "_row"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Uniqueness:
+    """What was found: rows dropped because they came twice or stood in the lake, keys that rows with different
+    values share, and rows without a whole key (kept, as nothing tells them apart)."""
+
+    staged: tuple[Staged, ...]
+    repeated: int = 0
+    known: int = 0
+    conflicts: tuple[str, ...] = ()
+    without_key: int = 0
+
+
+def make_unique(
+    store: Store,
+    run_id: str,
+    staged: Sequence[Staged],
+    key: Sequence[str],
+    *,
+    present: Iterable[DataFile] = (),
+    mutable: Sequence[str] = (),
+    compression: str = "zstd",
+) -> Uniqueness:
+    """Drop from the staged files what the key says was there before; rewrite only files that lose rows.
+
+    `present` are files of the lake whose rows count as seen; `mutable` columns do not make a conflict.
+    """
+    if not key or not any(item.file.rows for item in staged):
+        return Uniqueness(staged=tuple(staged))
+    keys = [
+        _read_keys(store, staged_path(run_id, item.file.path), key, number)
+        for number, item in enumerate(staged)
+    ]
+    table = pa.concat_tables([*(_present_keys(store, present, key, keys[0].schema)), *keys])
+    is_whole = _all_valid(table, key)
+    without_key = pc.sum(pc.and_(pc.invert(is_whole), pc.greater_equal(table[_FILE], 0))).as_py() or 0
+    groups = table.filter(is_whole).group_by(list(key), use_threads=False)
+    # The earliest in order of (file, row) stays; rows of the lake have file -1 and so always stay.
+    firsts = groups.aggregate([(_FILE, "min"), (_FILE, "count")])
+    if pc.max(firsts[f"{_FILE}_count"]).as_py() in (None, 1):
+        return Uniqueness(staged=tuple(staged), without_key=without_key)
+    doubled = firsts.filter(pc.greater(firsts[f"{_FILE}_count"], 1)).select(list(key))
+    rows = table.filter(is_whole).join(doubled, keys=list(key), join_type="inner", use_threads=False)
+    return _drop(store, run_id, staged, key, rows, mutable, compression, without_key)
+
+
+def _read_keys(store: Store, path: str, key: Sequence[str], number: int) -> pa.Table:
+    with store.open_input(path) as stream:
+        table = pq.read_table(pa.PythonFile(stream, mode="r"), columns=list(key), use_threads=False)
+    return _numbered(table, number)
+
+
+def _numbered(table: pa.Table, number: int) -> pa.Table:
+    length = table.num_rows
+    rows = pc.subtract(pc.cumulative_sum(pa.repeat(pa.scalar(1, pa.int64()), length)), 1)
+    return (
+        table.select(table.schema.names)
+        .append_column(_FILE, pa.repeat(pa.scalar(number, pa.int64()), length))
+        .append_column(_ROW, rows)
+        .replace_schema_metadata(None)
+    )
+
+
+def _present_keys(
+    store: Store, present: Iterable[DataFile], key: Sequence[str], schema: pa.Schema
+) -> Iterable[pa.Table]:
+    for file in present:
+        with store.open_input(file.path) as stream:
+            table = pq.read_table(pa.PythonFile(stream, mode="r"), columns=list(key), use_threads=False)
+        yield _numbered(table, -1).cast(schema)
+
+
+def _all_valid(table: pa.Table, key: Sequence[str]) -> pa.ChunkedArray:
+    valid = pc.is_valid(table[key[0]])
+    for name in key[1:]:
+        valid = pc.and_(valid, pc.is_valid(table[name]))
+    return valid
+
+
+def _drop(
+    store: Store,
+    run_id: str,
+    staged: Sequence[Staged],
+    key: Sequence[str],
+    rows: pa.Table,
+    mutable: Sequence[str],
+    compression: str,
+    without_key: int,
+) -> Uniqueness:
+    positions: dict[int, set[int]] = {}
+    first: dict[tuple[object, ...], tuple[int, int]] = {}
+    later: list[tuple[tuple[object, ...], int, int]] = []
+    ordered = rows.sort_by([(_FILE, "ascending"), (_ROW, "ascending")])
+    columns = [ordered[name].to_pylist() for name in (*key, _FILE, _ROW)]
+    for *values, file, row in zip(*columns, strict=True):
+        identity = tuple(values)
+        if identity not in first:
+            first[identity] = (file, row)
+        else:
+            later.append((identity, file, row))
+            positions.setdefault(file, set()).add(row)
+    wanted: dict[int, set[int]] = {}
+    for file, row in first.values():
+        wanted.setdefault(file, set()).add(row)
+    contents = _contents(
+        store,
+        run_id,
+        staged,
+        {k: wanted.get(k, set()) | positions.get(k, set()) for k in range(len(staged))},
+        mutable,
+    )
+    conflicts: list[str] = []
+    repeated = known = 0
+    dropped: dict[int, set[int]] = {}
+    for identity, file, row in later:
+        if first[identity][0] < 0:
+            known += 1
+        elif contents[(file, row)] == contents[first[identity]]:
+            repeated += 1
+        else:
+            conflicts.append(", ".join(f"{name}={value}" for name, value in zip(key, identity, strict=True)))
+            continue
+        dropped.setdefault(file, set()).add(row)
+    kept = [
+        item if number not in dropped else _without(store, run_id, item, dropped[number], compression)
+        for number, item in enumerate(staged)
+    ]
+    return Uniqueness(
+        staged=tuple(item for item in kept if item is not None),
+        repeated=repeated,
+        known=known,
+        conflicts=tuple(dict.fromkeys(conflicts)),
+        without_key=without_key,
+    )
+
+
+def _contents(
+    store: Store, run_id: str, staged: Sequence[Staged], wanted: dict[int, set[int]], mutable: Sequence[str]
+) -> dict[tuple[int, int], bytes]:
+    """The normal form of the rows concerned, by file and row; the run's own columns left out."""
+    left_out = {*META_COLUMNS, *mutable}
+    found: dict[tuple[int, int], bytes] = {}
+    for number, rows in wanted.items():
+        if not rows:
+            continue
+        offset = 0
+        for group in _row_groups(store, run_id, staged[number]):
+            here = sorted(row - offset for row in rows if offset <= row < offset + group.num_rows)
+            if here:
+                names = [name for name in group.schema.names if name not in left_out]
+                for index, row in zip(
+                    here, group.select(names).take(pa.array(here)).to_pylist(), strict=True
+                ):
+                    found[(number, offset + index)] = row_bytes(plain_row(row))
+            offset += group.num_rows
+    return found
+
+
+def plain_row(row: dict[str, object]) -> dict[str, object]:
+    """A row as Arrow gives it, with the pairs of its maps in one order: theirs means nothing."""
+    return {name: sorted(value, key=repr) if _is_pairs(value) else value for name, value in row.items()}
+
+
+def _is_pairs(value: object) -> TypeGuard[list[tuple[object, object]]]:
+    return isinstance(value, list) and bool(value) and all(isinstance(item, tuple) for item in value)
+
+
+def _without(store: Store, run_id: str, item: Staged, dropped: set[int], compression: str) -> Staged | None:
+    kept: list[pa.Table] = []
+    offset = 0
+    for group in _row_groups(store, run_id, item):
+        stay = [index for index in range(group.num_rows) if offset + index not in dropped]
+        kept.append(group if len(stay) == group.num_rows else group.take(pa.array(stay, pa.int64())))
+        offset += group.num_rows
+    return rewrite(store, run_id, item, kept, compression=compression)
+
+
+def _row_groups(store: Store, run_id: str, item: Staged) -> Iterable[pa.Table]:
+    with store.open_input(staged_path(run_id, item.file.path)) as stream:
+        file = pq.ParquetFile(pa.PythonFile(stream, mode="r"))
+        for number in range(file.num_row_groups):
+            yield file.read_row_group(number, use_threads=False)
