@@ -1,0 +1,29 @@
+"""The Python interface: a blocking run, the same in async code, and a stream without a lake."""
+
+from __future__ import annotations
+
+import asyncio
+from importlib.metadata import PackageNotFoundError, version
+
+from extractor.config import Config
+from extractor.events import Observer, ignore
+from extractor.pipeline import extract, stream
+from extractor.report import RunReport
+
+__all__ = ("__version__", "extract", "run", "stream")
+
+try:
+    __version__ = version("skysql-extractor")
+except PackageNotFoundError:
+    __version__ = "0"
+
+
+def run(config: Config, *, key_file: str = "", observer: Observer = ignore) -> RunReport:
+    """Extract everything that the configuration selects into its lake, once, and say what was done.
+
+    Not for use inside a running event loop: there, `await extract(config)`.
+
+    Raises:
+        ConfigError, AuthError, LakeError, SourceUnreachable: as `extract`; nothing new is in the lake then.
+    """
+    return asyncio.run(extract(config, key_file=key_file, observer=observer))

@@ -1,0 +1,431 @@
+"""The way of one table's pages from fetched body to data file.
+
+A lane decodes the pages of its table in the order of their chains, several at a time, off the event loop; stamps
+them and hands them to the table's writer. It runs while it has pages and ends when it has none. What it holds is
+counted in the run's one memory budget.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import ParamSpec, Protocol, TypeVar
+
+import anyio
+import anyio.to_thread
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from extractor.decode.binary import read_binary
+from extractor.decode.json import decode_rows
+from extractor.decode.log_archive import read_log_archive
+from extractor.decode.openmetrics import read_metrics
+from extractor.endpoint import Endpoint
+from extractor.errors import DriftRefused, ExtractError, RequestError
+from extractor.fetch import Response
+from extractor.plan import PageRequest
+from extractor.schema import RESCUED, TableSchema
+
+__all__ = (
+    "Budget",
+    "DecodeBounds",
+    "Executor",
+    "InlineExecutor",
+    "Lane",
+    "Page",
+    "Part",
+    "Sink",
+    "ThreadExecutor",
+    "parent_values",
+)
+
+_GROUP_BYTES = 1 << 20
+_HELD_BYTES = 8 << 20
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class Executor(Protocol):
+    """Where work for the CPU is done."""
+
+    async def run(self, work: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T: ...
+
+
+class ThreadExecutor:
+    """A bounded number of threads: pyarrow frees the interpreter's lock while it works."""
+
+    def __init__(self, threads: int = 2) -> None:
+        self._limiter = anyio.CapacityLimiter(threads)
+
+    async def run(self, work: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
+        return await anyio.to_thread.run_sync(lambda: work(*args, **kwargs), limiter=self._limiter)
+
+
+class InlineExecutor:
+    """Work done where it is asked for, so that a whole run can be simulated."""
+
+    async def run(self, work: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
+        return work(*args, **kwargs)
+
+
+class Budget:
+    """Bytes of bodies and rows that a run holds; `admit` waits while there are too many.
+
+    Bodies take the room that rows leave. Rows are kept to half of the budget by writing smaller row groups.
+    """
+
+    def __init__(self, size_bytes: int) -> None:
+        self.size_bytes = size_bytes
+        self.bodies = 0
+        self.rows = 0
+        self.peak = 0
+        self._freed = anyio.Event()
+
+    async def admit(self) -> None:
+        """Return once another page may be asked for."""
+        while self.bodies + self.rows >= self.size_bytes:
+            await self._freed.wait()
+
+    def take_body(self, size_bytes: int) -> None:
+        self.bodies += size_bytes
+        self.peak = max(self.peak, self.bodies + self.rows)
+
+    def free_body(self, size_bytes: int) -> None:
+        self.bodies -= size_bytes
+        self._wake()
+
+    def set_rows(self, before: int, after: int) -> None:
+        """A table's buffered rows went from `before` to `after` bytes."""
+        self.rows += after - before
+        self.peak = max(self.peak, self.bodies + self.rows)
+        self._wake()
+
+    @property
+    def is_full_of_rows(self) -> bool:
+        return self.rows > self.size_bytes // 2
+
+    def _wake(self) -> None:
+        self._freed.set()
+        self._freed = anyio.Event()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Page:
+    """One fetched answer on its way to be decoded: of JSON its `rows`, of other formats the whole `response`."""
+
+    request: PageRequest
+    rows: bytes
+    response: Response | None
+    received_at: datetime
+    size_bytes: int
+    attempt: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """The rows of one page, decoded."""
+
+    batch: pa.RecordBatch
+    window: str
+    received_at: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DecodeBounds:
+    """What a body may be at most."""
+
+    body_bytes: int
+    depth: int
+    archive_ratio: float
+
+
+class Sink(Protocol):
+    """Where decoded rows go: a table's writer, or whoever streams them."""
+
+    @property
+    def buffered_bytes(self) -> int: ...
+
+    async def take(self, parts: Sequence[Part]) -> None: ...
+
+    async def flush(self) -> None: ...
+
+
+class Lane:
+    """The pages of one table of one account, decoded in order by one task at a time.
+
+    `on_page` is called for each page with its rows (JSON only) and their number, once they are with the sink;
+    `on_failure` for a page that is not what it claims to be, of which nothing was kept.
+    """
+
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        schema: TableSchema,
+        sink: Sink,
+        *,
+        executor: Executor,
+        budget: Budget,
+        bounds: DecodeBounds,
+        spool_folder: Callable[[], Path],
+        on_page: Callable[[Page, pa.RecordBatch | None, int], None],
+        on_failure: Callable[[Page, ExtractError], None],
+        on_drift: Callable[[Sequence[str]], None],
+        on_pressure: Callable[[], Awaitable[None]],
+    ) -> None:
+        self.schema = schema
+        self.sink = sink
+        self.lock = anyio.Lock()
+        self.is_running = False
+        self._endpoint = endpoint
+        self._executor = executor
+        self._budget = budget
+        self._bounds = bounds
+        self._spool_folder = spool_folder
+        self._on_page = on_page
+        self._on_failure = on_failure
+        self._on_drift = on_drift
+        self._on_pressure = on_pressure
+        self._queue: deque[Page] = deque()
+
+    def put(self, page: Page) -> bool:
+        """Queue a page; True if the caller is to start `work`, as nobody is at it."""
+        self._budget.take_body(page.size_bytes)
+        self._queue.append(page)
+        starts = not self.is_running
+        self.is_running = True
+        return starts
+
+    async def work(self) -> None:
+        """Decode until the queue is empty."""
+        try:
+            while self._queue:
+                pages = self._next_pages()
+                async with self.lock:
+                    await self._handle(pages)
+                if self._budget.is_full_of_rows:
+                    await self._on_pressure()
+        finally:
+            self.is_running = False
+
+    async def flush(self) -> None:
+        """Write what the table has buffered."""
+        async with self.lock:
+            before = self.sink.buffered_bytes
+            await self.sink.flush()
+            self._budget.set_rows(before, self.sink.buffered_bytes)
+
+    def _next_pages(self) -> list[Page]:
+        """Pages for one call of the decoder: several JSON pages up to a megabyte, or one of anything else."""
+        pages = [self._queue.popleft()]
+        size = pages[0].size_bytes
+        while self._queue and pages[0].response is None and self._queue[0].response is None:
+            if size + self._queue[0].size_bytes > _GROUP_BYTES:
+                break
+            pages.append(self._queue.popleft())
+            size += pages[-1].size_bytes
+        return pages
+
+    async def _handle(self, pages: Sequence[Page]) -> None:
+        before = self.sink.buffered_bytes
+        try:
+            if pages[0].response is None:
+                await self._handle_json(pages)
+            else:
+                await self._handle_stream(pages[0], pages[0].response)
+        finally:
+            self._budget.set_rows(before, self.sink.buffered_bytes)
+            for page in pages:
+                self._budget.free_body(page.size_bytes)
+                if page.response is not None:
+                    page.response.discard()
+
+    async def _handle_json(self, pages: Sequence[Page]) -> None:
+        try:
+            decoded = await self._executor.run(
+                decode_rows, [page.rows for page in pages], self.schema, depth=self._bounds.depth
+            )
+        except (RequestError, DriftRefused) as failure:
+            if len(pages) == 1:
+                self._on_failure(pages[0], failure)
+            else:  # find the page that is to blame
+                for page in pages:
+                    await self._handle_json([page])
+            return
+        self.schema = decoded.schema
+        self._on_drift(decoded.drift)
+        parts, offset = [], 0
+        for page, length in zip(pages, decoded.lengths, strict=True):
+            batch = with_kept(decoded.batch.slice(offset, length), page.request.keep)
+            parts.append(Part(batch=batch, window=page.request.window, received_at=page.received_at))
+            offset += length
+        await self.sink.take([part for part in parts if part.batch.num_rows])
+        for page, part in zip(pages, parts, strict=True):
+            self._on_page(page, part.batch, part.batch.num_rows)
+
+    async def _handle_stream(self, page: Page, response: Response) -> None:
+        """A format that is read piece by piece: all of it must be good before any of it is kept."""
+        held = _Held(self._spool_folder)
+        rows = 0
+        try:
+            await self._executor.run(held.fill, self._read_stream(response))
+            for batches in held.drain():
+                shaped = [with_kept(shape_batch(batch, self.schema), page.request.keep) for batch in batches]
+                rows += sum(batch.num_rows for batch in shaped)
+                await self.sink.take(
+                    [Part(batch=b, window=page.request.window, received_at=page.received_at) for b in shaped]
+                )
+                if self._budget.is_full_of_rows:
+                    await self.sink.flush()
+        except RequestError as failure:
+            self._on_failure(page, failure)
+            return
+        finally:
+            held.discard()
+        self._on_page(page, None, rows)
+
+    def _read_stream(self, response: Response) -> Iterator[pa.RecordBatch]:
+        bounds = self._bounds
+        with response.open() as source:
+            match self._endpoint.format:
+                case "openmetrics":
+                    yield from read_metrics(source, body_bytes_max=bounds.body_bytes)
+                case "log_archive":
+                    yield from read_log_archive(
+                        source, ratio_max=bounds.archive_ratio, member_bytes_max=bounds.body_bytes * 64
+                    )
+                case "binary":
+                    yield from read_binary(
+                        source, media_type=response.media_type, body_bytes_max=bounds.body_bytes
+                    )
+                case "json" | "ndjson":
+                    raise AssertionError("JSON is decoded page by page")
+
+
+class _Held:
+    """Batches of one answer, in memory or, when they are many, in an Arrow file of their own."""
+
+    def __init__(self, spool_folder: Callable[[], Path]) -> None:
+        self._spool_folder = spool_folder
+        self._batches: list[pa.RecordBatch] = []
+        self._path: Path | None = None
+
+    def fill(self, batches: Iterator[pa.RecordBatch]) -> None:
+        """Take all batches, or raise what the decoder raised."""
+        size = 0
+        writer: pa.RecordBatchWriter | None = None
+        try:
+            for batch in batches:
+                size += batch.nbytes
+                if writer is None:
+                    self._batches.append(batch)
+                    if size > _HELD_BYTES:
+                        writer = self._spill(batch.schema)
+                else:
+                    writer.write_batch(batch)
+        finally:
+            if writer is not None:
+                writer.close()
+
+    def drain(self) -> Iterator[list[pa.RecordBatch]]:
+        """The batches, in order, a few at a time."""
+        if self._path is None:
+            yield self._batches
+            return
+        with pa.OSFile(str(self._path), "rb") as stream, pa.ipc.open_stream(stream) as reader:
+            for batch in reader:
+                yield [batch]
+
+    def discard(self) -> None:
+        self._batches.clear()
+        if self._path is not None:
+            self._path.unlink(missing_ok=True)
+
+    def _spill(self, schema: pa.Schema) -> pa.RecordBatchWriter:
+        with tempfile.NamedTemporaryFile(dir=self._spool_folder(), prefix="rows-", delete=False) as file:
+            self._path = Path(file.name)
+        writer = pa.ipc.new_stream(str(self._path), schema)
+        for held in self._batches:
+            writer.write_batch(held)
+        self._batches.clear()
+        return writer
+
+
+def shape_batch(batch: pa.RecordBatch, schema: TableSchema) -> pa.RecordBatch:
+    """A batch of a fixed format under the table's schema."""
+    target = schema.arrow
+    names = {field.name: field.source for field in schema.live}
+    arrays = []
+    for field in target:
+        source = names.get(field.name, "")
+        if field.name != RESCUED and source in batch.schema.names:
+            arrays.append(batch.column(source).cast(field.type))
+        else:
+            arrays.append(pa.nulls(batch.num_rows, field.type))
+    return pa.RecordBatch.from_arrays(arrays, schema=target)
+
+
+def with_kept(batch: pa.RecordBatch, keep: Sequence[tuple[str, str]]) -> pa.RecordBatch:
+    """The batch with the parent's values in their columns; a value of the row's own stays."""
+    if not keep or not batch.num_rows:
+        return batch
+    arrays = list(batch.columns)
+    for name, value in keep:
+        index = batch.schema.get_field_index(name)
+        if index < 0:
+            continue
+        constant = pa.scalar(value).cast(batch.schema.field(index).type)
+        own = arrays[index]
+        arrays[index] = (
+            pa.repeat(constant, batch.num_rows)
+            if own.null_count == batch.num_rows
+            else pc.coalesce(own, constant)
+        )
+    return pa.RecordBatch.from_arrays(arrays, schema=batch.schema)
+
+
+def parent_values(
+    batch: pa.RecordBatch, params: Mapping[str, str], keep: Sequence[tuple[str, str]]
+) -> Iterator[tuple[dict[str, str], tuple[tuple[str, str], ...]] | None]:
+    """For each row (or element, where a path leads through a list) the values that a child needs.
+
+    None where one of them is null: that child cannot be asked for.
+    """
+    paths = dict.fromkeys([*params.values(), *(path for _, path in keep)])
+    heads = {path.partition(".")[0].removesuffix("[]") for path in paths}
+    names = [name for name in heads if name in batch.schema.names]
+    for row in batch.select(names).to_pylist():
+        for found in _expand(row, list(paths)):
+            if any(found[path] is None for path in params.values()):
+                yield None
+                continue
+            yield (
+                {name: str(found[path]) for name, path in params.items()},
+                tuple((name, str(found[path])) for name, path in keep if found[path] is not None),
+            )
+
+
+def _expand(row: Mapping[str, object], paths: Sequence[str]) -> Iterator[dict[str, object]]:
+    """The values at the paths; paths through one list go element by element, together."""
+    prefix = next((path.partition("[]")[0] for path in paths if "[]" in path), None)
+    if prefix is None:
+        yield {path: _at(row, path) for path in paths}
+        return
+    items = _at(row, prefix)
+    for item in items if isinstance(items, list) else ():
+        inner = {path: path.removeprefix(f"{prefix}[].") for path in paths}
+        yield {
+            path: _at(item if isinstance(item, dict) else {}, rest) if rest != path else _at(row, path)
+            for path, rest in inner.items()
+        }
+
+
+def _at(row: Mapping[str, object], path: str) -> object:
+    value: object = row
+    for name in path.split("."):
+        value = value.get(name) if isinstance(value, dict) else None
+    return value

@@ -1,0 +1,142 @@
+"""What is known of one table while it is read, and what that makes of it in the end.
+
+Rows in are rows out or rows rejected with a reason; a table is called complete only with a proof.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from extractor.paging import Chain
+from extractor.plan import Span
+from extractor.report import Status
+
+__all__ = ("Ledger", "OpenChain", "Outcome")
+
+_FAILURES_KEPT = 20
+
+
+@dataclass(slots=True, kw_only=True)
+class OpenChain:
+    """One chain of pages: its paging state and the pages that are not decoded yet."""
+
+    chain: Chain
+    window: str
+    undecoded: int = 0
+    failure: str = ""
+    closed_window: bool = False
+    """True if the server's clock was past the window's end before its first page was read."""
+
+    @property
+    def is_complete(self) -> bool:
+        return not self.failure and self.chain.is_ended and self.undecoded == 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What became of a table: `status`, and the proof or the reason."""
+
+    status: Status
+    reason: str
+
+
+@dataclass(slots=True, kw_only=True)
+class Ledger:
+    """Counts and chains of one table of one account."""
+
+    table: str
+    spans: tuple[Span, ...] = ()
+    chains: dict[str, OpenChain] = field(default_factory=dict)
+    requests: int = 0
+    pages: int = 0
+    rows: int = 0
+    rescued: int = 0
+    denied: str = ""
+    drift_refused: str = ""
+    absent: int = 0
+    parents: int = 0
+    """Rows of the parent that were turned into requests."""
+    parents_without_value: int = 0
+    failures: list[str] = field(default_factory=list)
+    failure_count: int = 0
+    drift: dict[str, int] = field(default_factory=dict)
+    notes: dict[str, int] = field(default_factory=dict)
+
+    def fail(self, chain: OpenChain, reason: str) -> None:
+        """A chain is given up."""
+        chain.failure = chain.failure or reason
+        self.failure_count += 1
+        if len(self.failures) < _FAILURES_KEPT:
+            self.failures.append(reason)
+
+    def note_drift(self, lines: Iterable[str]) -> None:
+        for line in lines:
+            self.drift[line] = self.drift.get(line, 0) + 1
+
+    def note(self, line: str) -> None:
+        self.notes[line] = self.notes.get(line, 0) + 1
+
+    @property
+    def total(self) -> int | None:
+        """Rows that the server says there are, over all chains; None where it does not say."""
+        totals = [chain.chain.total for chain in self.chains.values()]
+        return sum(total for total in totals if total is not None) if totals and None not in totals else None
+
+    def complete_windows(self) -> frozenset[str]:
+        """The windows whose every chain saw its end."""
+        states: dict[str, bool] = {}
+        for chain in self.chains.values():
+            states[chain.window] = states.get(chain.window, True) and chain.is_complete
+        return frozenset(window for window, is_complete in states.items() if is_complete)
+
+    def outcome(self, parent: Outcome | None, *, had_rows: bool) -> Outcome:
+        """Judge the table; `parent` is its parent's outcome, `had_rows` whether the lake holds rows of it."""
+        if self.denied:
+            return Outcome(status="denied", reason=self.denied)
+        if self.drift_refused:
+            return Outcome(status="held", reason=self.drift_refused)
+        if not self.chains:
+            return self._unasked(parent)
+        if self.absent and self.absent == self.failure_count == len(self.chains):
+            if had_rows:
+                return Outcome(
+                    status="failed", reason="the API has no such resource any more, but the lake has rows"
+                )
+            return Outcome(status="absent", reason="the API has no such resource (404)")
+        if self.failure_count:
+            what = f"{self.failure_count} of {len(self.chains)} requests failed: {self.failures[0]}"
+            is_any = any(chain.is_complete for chain in self.chains.values())
+            return Outcome(status="partial" if is_any else "failed", reason=what)
+        open_chains = [chain for chain in self.chains.values() if not chain.is_complete]
+        if open_chains:
+            return Outcome(
+                status="partial", reason=f"{len(open_chains)} of {len(self.chains)} chains were cut off"
+            )
+        if self.parents_without_value:
+            return Outcome(
+                status="partial", reason=f"{self.parents_without_value} rows of its parent name no value"
+            )
+        if parent is not None and parent.status != "complete":
+            return Outcome(status="partial", reason=f"its parent is {parent.status}: {parent.reason}")
+        return Outcome(status="complete", reason=self._proof())
+
+    def _unasked(self, parent: Outcome | None) -> Outcome:
+        if parent is None:
+            return Outcome(status="failed", reason="it was never asked for")
+        if parent.status == "complete" and self.parents_without_value:
+            return Outcome(
+                status="partial", reason=f"{self.parents_without_value} rows of its parent name no value"
+            )
+        if parent.status == "complete":
+            return Outcome(status="complete", reason="its parent has no rows")
+        if parent.status == "absent":
+            return Outcome(status="absent", reason="its parent is absent")
+        return Outcome(status="skipped", reason=f"its parent is {parent.status}: {parent.reason}")
+
+    def _proof(self) -> str:
+        proofs = sorted({chain.chain.proof for chain in self.chains.values()})
+        kinds = sorted({proof.partition(":")[0] for proof in proofs})
+        if len(self.chains) == 1:
+            return proofs[0]
+        return f"{len(self.chains)} chains: {', '.join(kinds)}"

@@ -1,0 +1,302 @@
+"""From what was read of a table to what the log will say of it: proof, checks, uniqueness, and the new state.
+
+Runs after the last page. A table that is not complete, or that a check holds back, gives no update: its last
+state is carried forward whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from extractor.batch import Stamp
+from extractor.commit import TableRef, TableState, Update
+from extractor.config import Checks, parse_duration
+from extractor.digest import ContentDigest
+from extractor.endpoint import Endpoint
+from extractor.ledger import Ledger, Outcome
+from extractor.plan import Span
+from extractor.report import TableReport
+from extractor.schema import META_COLUMNS, TableSchema
+from extractor.store import Store
+from extractor.unique import Uniqueness, make_unique, plain_row
+from extractor.write import DataFile, Staged, TableWriter, staged_path
+
+__all__ = ("Reading", "Settled", "settle_table")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reading:
+    """Everything that is known of one table of one account when the last page is in."""
+
+    endpoint: Endpoint
+    ledger: Ledger
+    outcome: Outcome
+    schema: TableSchema
+    stamp: Stamp
+    spans: tuple[Span, ...]
+    prior: TableState | None
+    expected: TableRef | None
+    checks: Checks
+    is_accepted: bool
+    moment: datetime
+    """The server's clock when the reading began."""
+    compression: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settled:
+    """What becomes of a table: its line of the report, its update of the log if it has one, and warnings."""
+
+    report: TableReport
+    update: Update | None
+    warnings: tuple[str, ...] = field(default=())
+
+
+def settle_table(store: Store, reading: Reading, writer: TableWriter) -> Settled:
+    """Close the table's files, judge them, and make its update.
+
+    Raises:
+        LakeError: a file cannot be written or read back.
+    """
+    windows = _windows_to_commit(reading)
+    if reading.outcome.status != "complete" and not windows:
+        writer.abort()
+        return Settled(report=_report(reading, reading.outcome), update=None)
+    staged = [item for item in writer.finish(reading.schema) if windows is None or item.window in windows]
+    unique = make_unique(
+        store,
+        reading.stamp.run_id,
+        staged,
+        reading.endpoint.key,
+        present=_present_files(reading, staged),
+        mutable=reading.endpoint.sync.mutable,
+        compression=reading.compression,
+    )
+    held = None if reading.is_accepted else _held_back(reading, unique)
+    if held is not None:
+        return Settled(report=_report(reading, held), update=None)
+    warnings = tuple(_warnings(reading, unique))
+    settled = _new_state(store, reading, writer, list(unique.staged))
+    return replace(settled, warnings=warnings)
+
+
+def _windows_to_commit(reading: Reading) -> frozenset[str] | None:
+    """The windows whose rows may be committed; None where windows do not matter."""
+    if reading.endpoint.sync.kind != "window":
+        return None
+    return (
+        reading.ledger.complete_windows()
+        if reading.outcome.status in ("complete", "partial")
+        else frozenset()
+    )
+
+
+def _present_files(reading: Reading, staged: Sequence[Staged]) -> list[DataFile]:
+    """The lake's files that may hold a row which was read again: those of the same days."""
+    if not reading.endpoint.sync.is_event or reading.prior is None:
+        return []
+    touched = {item.file.partition for item in staged}
+    return [file for file in reading.prior.files if file.partition in touched and file.rows]
+
+
+def _held_back(reading: Reading, unique: Uniqueness) -> Outcome | None:
+    """The reason for which a check holds the table back, if one does."""
+    name = reading.endpoint.name
+    rows = sum(item.file.rows for item in unique.staged)
+    if unique.conflicts and reading.checks.unique_key:
+        examples = "; ".join(unique.conflicts[:3])
+        return Outcome(
+            status="held",
+            reason=f"{len(unique.conflicts)} rows share their key {list(reading.endpoint.key)} with a different row "
+            f"({examples}); correct the key in the catalogue, or publish once with --accept {name}",
+        )
+    total = reading.ledger.total
+    if reading.endpoint.sync.kind == "snapshot" and total is not None and rows < total:
+        return Outcome(status="partial", reason=f"the server says {total} rows, {rows} came")
+    prior = reading.prior.rows if reading.prior is not None else 0
+    if reading.endpoint.sync.kind == "snapshot" and prior >= max(1, reading.checks.min_rows):
+        lost = 1 - rows / prior
+        if lost > 0 and lost >= reading.checks.max_drop:
+            return Outcome(
+                status="held",
+                reason=f"{prior} rows fell to {rows} (checks.max_drop = {reading.checks.max_drop:g}); "
+                f"publish once with --accept {name}",
+            )
+    return None
+
+
+def _warnings(reading: Reading, unique: Uniqueness) -> Iterable[str]:
+    name = reading.endpoint.name
+    if unique.repeated:
+        yield f"{name}: {unique.repeated} rows came twice and stand once"
+    if unique.without_key:
+        yield f"{name}: {unique.without_key} rows have no whole key {list(reading.endpoint.key)}"
+    yield from (f"{name}: {line}" for line in reading.ledger.notes)
+    notes = {note for chain in reading.ledger.chains.values() for note in chain.chain.notes}
+    yield from (f"{name}: {note}" for note in sorted(notes))
+
+
+def _new_state(store: Store, reading: Reading, writer: TableWriter, staged: list[Staged]) -> Settled:
+    prior = reading.prior
+    content = ""
+    if reading.endpoint.sync.is_event:
+        if not staged and prior is None:
+            staged = [writer.empty(reading.schema)]
+        # The first, empty file of an event table stays: a run only adds.
+        files = (*(prior.files if prior else ()), *(item.file for item in staged))
+    elif reading.endpoint.sync.is_replaced:
+        staged = _changed_windows(store, reading, staged)
+        fresh = {item.file.partition[1] for item in staged}
+        files = (
+            *(file for file in (prior.files if prior else ()) if file.partition[1] not in fresh),
+            *(item.file for item in staged),
+        )
+    else:
+        is_unchanged, content = _compare(store, reading, staged)
+        if is_unchanged and prior is not None:
+            return _unchanged(reading, prior, staged, content)
+        files = tuple(item.file for item in staged)
+    rows = sum(file.rows for file in files)
+    is_new = bool(staged) or prior is None
+    state = TableState(
+        table=reading.endpoint.name,
+        account=reading.stamp.account,
+        sync=reading.endpoint.sync.kind,
+        status=reading.outcome.status,
+        reason=reading.outcome.reason,
+        rows=rows,
+        files=files,
+        columns=reading.schema.to_json(),
+        state=_state(reading),
+        run_id=reading.stamp.run_id if is_new or prior is None else prior.run_id,
+        proved_by=reading.stamp.run_id,
+        snapshot_at=None if reading.stamp.is_event else reading.stamp.snapshot_at.isoformat(),
+        content=content,
+    )
+    added = tuple(item.file for item in staged)
+    return Settled(report=_report(reading, reading.outcome, added), update=_update(reading, state))
+
+
+def _unchanged(reading: Reading, prior: TableState, staged: Sequence[Staged], content: str) -> Settled:
+    """The same rows as last time: the lake keeps its files, and the log the proof of this run."""
+    state = replace(
+        prior,
+        status=reading.outcome.status,
+        reason=reading.outcome.reason,
+        proved_by=reading.stamp.run_id,
+        columns=reading.schema.to_json(),
+        state=_state(reading),
+        content=content,
+    )
+    outcome = Outcome(
+        status="complete", reason=f"{reading.outcome.reason}; unchanged since run {prior.run_id}"
+    )
+    report = replace(_report(reading, outcome), rows=sum(item.file.rows for item in staged))
+    return Settled(report=report, update=_update(reading, state))
+
+
+def _update(reading: Reading, state: TableState) -> Update:
+    return Update(
+        table=reading.endpoint.name, account=reading.stamp.account, state=state, expected=reading.expected
+    )
+
+
+def _report(reading: Reading, outcome: Outcome, added: Sequence[DataFile] = ()) -> TableReport:
+    ledger = reading.ledger
+    return TableReport(
+        name=reading.endpoint.name,
+        account=reading.stamp.account,
+        status=outcome.status,
+        rows=sum(file.rows for file in added),
+        pages=ledger.pages,
+        requests=ledger.requests,
+        files=len(added),
+        size_bytes=sum(file.size_bytes for file in added),
+        reason=outcome.reason,
+        failures=tuple(ledger.failures),
+        is_drift_refused=bool(ledger.drift_refused),
+    )
+
+
+# --- unchanged? ---------------------------------------------------------------------------------------------
+
+
+def _compare(store: Store, reading: Reading, staged: Sequence[Staged]) -> tuple[bool, str]:
+    """Whether a snapshot equals the last one, which then need not be written; and its digest, if it was needed.
+
+    The first complete run of a UTC day always writes, so that every day has its snapshot.
+    """
+    prior = reading.prior
+    if prior is None or prior.snapshot_at is None or prior.status != "complete":
+        return False, ""
+    is_same_day = prior.snapshot_at[:10] == reading.stamp.snapshot_at.isoformat()[:10]
+    rows = sum(item.file.rows for item in staged)
+    if not is_same_day or prior.rows != rows or list(prior.columns) != list(reading.schema.to_json()):
+        return False, ""
+    if not all(store.exists(file.path) for file in prior.files):
+        return False, ""
+    new = _digest(store, [staged_path(reading.stamp.run_id, item.file.path) for item in staged])
+    old = prior.content or _digest(store, [file.path for file in prior.files])
+    return new == old, new
+
+
+def _changed_windows(store: Store, reading: Reading, staged: Sequence[Staged]) -> list[Staged]:
+    """The windows whose reading differs from the last one."""
+    if reading.prior is None:
+        return list(staged)
+    changed: list[Staged] = []
+    for window in dict.fromkeys(item.window for item in staged):
+        new = [item for item in staged if item.window == window]
+        old = [file for file in reading.prior.files if file.partition[1] == new[0].file.partition[1]]
+        is_equal = sum(file.rows for file in old) == sum(item.file.rows for item in new) and _digest(
+            store, [file.path for file in old]
+        ) == _digest(store, [staged_path(reading.stamp.run_id, item.file.path) for item in new])
+        if not is_equal:
+            changed.extend(new)
+        else:
+            for item in new:
+                store.delete(staged_path(reading.stamp.run_id, item.file.path))
+    return changed
+
+
+def _digest(store: Store, paths: Sequence[str]) -> str:
+    digest = ContentDigest()
+    for path in paths:
+        with store.open_input(path) as stream:
+            file = pq.ParquetFile(pa.PythonFile(stream, mode="r"))
+            names = [name for name in file.schema_arrow.names if name not in META_COLUMNS]
+            for batch in file.iter_batches(batch_size=4096, columns=names, use_threads=False):
+                for row in batch.to_pylist():
+                    digest.add(plain_row(row))
+    return digest.hexdigest()
+
+
+# --- state --------------------------------------------------------------------------------------------------
+
+
+def _state(reading: Reading) -> Mapping[str, object]:
+    """What the next run must know: up to where the windows are done, and which of them are holes."""
+    window = reading.endpoint.sync.window
+    if window is None:
+        return {}
+    lookback = timedelta(seconds=parse_duration(window.lookback))
+    before = dict(reading.prior.state.get("windows", {})) if reading.prior is not None else {}  # type: ignore[call-overload]  # written below
+    complete = reading.ledger.complete_windows()
+    if not window.step:
+        return {"windows": {"done_until": (reading.moment - lookback).astimezone(UTC).isoformat()}}
+    done_until = str(before.get("done_until") or "")
+    holes: list[str] = []
+    for span in reading.spans:
+        if span.end is None or not span.is_closed_at(reading.moment - lookback):
+            continue
+        if span.label not in complete:
+            holes.append(span.start.strftime("%Y-%m-%d"))
+        done_until = max(done_until, span.end.isoformat())
+    if not done_until and reading.spans:
+        done_until = reading.spans[0].start.isoformat()
+    return {"windows": {"done_until": done_until, "holes": holes}}
