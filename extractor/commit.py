@@ -418,7 +418,7 @@ class CommitLog:
         """The content of a list. Raises: LakeError if it is missing or is not what its name says."""
         path = _list_path(digest)
         content = self._store.read(path)
-        if False:
+        if _sha256(content) != digest:
             raise LakeError(
                 f"{path} in lake {self._store.uri} was changed after it was written; "
                 "restore it from a copy of the lake"

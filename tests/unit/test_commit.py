@@ -746,7 +746,9 @@ def test_the_newest_entry_is_found_without_reading_the_history() -> None:
 
 
 def changed_by_hand(content: bytes) -> bytes:
-    return content.replace(b"part", b"trap", 1)
+    changed = content.replace(b'"requests":7', b'"requests":8')
+    assert changed != content
+    return changed
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -361,6 +362,21 @@ def test_a_committed_file_is_read_from_staging_until_it_is_published(store: Stor
     assert ids(lake, "services") == ["x"]
     (row,) = lake.files("services")
     assert lake.locate(row.path, lake.entry()) == staged_path("r1", row.path)
+
+
+def test_a_file_that_is_published_while_it_is_looked_for_is_found() -> None:
+    class Moving(MemoryStore):
+        """The publication comes just before the reader looks into staging."""
+
+        def open_input(self, path: str) -> BinaryIO:
+            if path.startswith("_extractor/staging/"):
+                publish(self, CommitLog(self), entry)
+            return super().open_input(path)
+
+    store = Moving()
+    entry = write(store, "r1", services("r1", "x"), is_published=False)
+
+    assert ids(Lake(store), "services") == ["x"]
 
 
 def test_a_file_in_its_grace_period_is_still_read(two_runs: Store) -> None:
