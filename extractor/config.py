@@ -209,7 +209,7 @@ def load_config(
     path = file if file is not None else directory / DEFAULT_FILE
     if file is not None or path.is_file():
         tables = _read_toml(path)
-        accounts = tables.pop("accounts", ())
+        accounts = _anchored_accounts(tables.pop("accounts", ()), path.parent)
         for section, table in tables.items():
             _known_section(section, str(path))
             if not isinstance(table, dict):
@@ -240,17 +240,17 @@ def _build(
     table_checks: dict[str, Checks] = {}
     for section, kind in _SECTIONS.items():
         given = dict(merged.get(section, {}))
+        nested = {}
         if section == "checks":
-            nested = {key: given.pop(key) for key in list(given) if isinstance(given[key], dict)}
-            for table, values in nested.items():
-                assert isinstance(values, dict)
-                whole = {**given, **values}
-                table_checks[table] = _convert(whole, Checks, f"checks.{table}", {}, file)
+            names = Checks.__struct_fields__
+            nested = {
+                key: value for key, value in given.items() if isinstance(value, dict) and key not in names
+            }
+            given = {key: value for key, value in given.items() if key not in nested}
         parts[section] = _convert(given, kind, section, origin, file)
-    try:
-        parts["accounts"] = msgspec.convert(accounts, tuple[Account, ...])
-    except msgspec.ValidationError as error:
-        raise ConfigError(f"{file}: [[accounts]]: {_plain(error)}") from error
+        for table, values in nested.items():
+            table_checks[table] = _convert({**given, **values}, Checks, f"checks.{table}", origin, file)
+    parts["accounts"] = _read_accounts(accounts, file)
     config = Config(
         **parts,  # type: ignore[arg-type]  # each part was converted to its own type above
         table_checks=table_checks,
@@ -263,24 +263,38 @@ def _build(
 def _convert(
     given: Mapping[str, object], kind: type[T], section: str, origin: Mapping[str, str], file: str
 ) -> T:
-    names = {field.name for field in msgspec.structs.fields(kind)}  # type: ignore[arg-type]  # always a Struct
+    types = {field.name: field.type for field in msgspec.structs.fields(kind)}  # type: ignore[arg-type]  # a Struct
     for key in given:
-        if key not in names:
+        if key not in types:
             where = origin.get(f"{section}.{key}", file)
-            raise ConfigError(f"{where}: unknown key {section}.{key}{_nearest(key, names, section + '.')}")
-    for key in given:
+            raise ConfigError(
+                f"{where}: unknown key {section}.{key}{_nearest(key, set(types), section + '.')}"
+            )
+    for key, value in given.items():
         try:
-            msgspec.convert({key: given[key]}, kind)
+            msgspec.convert(value, types[key])
         except msgspec.ValidationError as error:
             where = origin.get(f"{section}.{key}", file)
-            raise ConfigError(f"{where}: {section}.{key}: {_plain(error)}") from error
+            raise ConfigError(f"{where}: {section}.{key}: {_explain(error, value, types[key])}") from error
     return msgspec.convert(given, kind)
+
+
+def _read_accounts(given: object, file: str) -> tuple[Account, ...]:
+    if not isinstance(given, list | tuple) or not all(isinstance(table, dict) for table in given):
+        raise ConfigError(f"{file}: accounts must be a list of tables: [[accounts]]")
+    if not all("name" in table for table in given):
+        raise ConfigError(f"{file}: [[accounts]]: each of them needs a name")
+    return tuple(_convert(table, Account, "accounts", {}, file) for table in given)
 
 
 def _check(config: Config, origin: Mapping[str, str], file: str) -> None:
     def refuse(key: str, why: str) -> None:
         raise ConfigError(f"{origin.get(key, file)}: {key} {why}")
 
+    all_checks = {
+        "checks": config.checks,
+        **{f"checks.{table}": checks for table, checks in config.table_checks.items()},
+    }
     positive = {
         "limits.requests_per_second": config.limits.requests_per_second,
         "limits.burst": config.limits.burst,
@@ -305,15 +319,16 @@ def _check(config: Config, origin: Mapping[str, str], file: str) -> None:
         "limits.run_seconds": config.limits.run_seconds,
         "limits.resume_seconds": config.limits.resume_seconds,
         "bounds.redirects": config.bounds.redirects,
-        "checks.min_rows": config.checks.min_rows,
+        **{f"{where}.min_rows": checks.min_rows for where, checks in all_checks.items()},
     }
     for key, value in not_negative.items():
         if not value >= 0:
             refuse(key, f"must not be negative, and is {value:g}")
     if config.limits.memory_mb < 8:
         refuse("limits.memory_mb", f"must be at least 8, and is {config.limits.memory_mb:g}")
-    if not 0 <= config.checks.max_drop <= 1:
-        refuse("checks.max_drop", "is a share between 0 and 1")
+    for where, checks in all_checks.items():
+        if not 0 <= checks.max_drop <= 1:
+            refuse(f"{where}.max_drop", "is a share between 0 and 1")
     for key in ("base_url", "token_url", "keyinfo_url"):
         _check_origin(f"source.{key}", getattr(config.source, key), origin, file)
     if config.run.since != "all":
@@ -340,14 +355,20 @@ def _check(config: Config, origin: Mapping[str, str], file: str) -> None:
 
 
 def _check_origin(key: str, url: str, origin: Mapping[str, str], file: str) -> None:
-    parts = urlsplit(url)
     where = origin.get(key, file)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ConfigError(f"{where}: {key} must be an https URL, and is {url!r}")
-    if parts.username or parts.password or parts.query or parts.fragment:
+    # Before anything quotes the URL: a password may stand in it.
+    if any(mark in url for mark in "@?#"):
         raise ConfigError(f"{where}: {key} must be a plain URL without user, query or fragment")
+    try:
+        parts = urlsplit(url)
+        scheme, host = parts.scheme, parts.hostname if parts.port != 0 else None
+    except ValueError:  # of a port, or of brackets
+        scheme, host = "", None
+    is_plain = url.isascii() and url.isprintable() and " " not in url
+    if scheme not in ("http", "https") or not host or not is_plain:
+        raise ConfigError(f"{where}: {key} must be an https URL, and is {url!r}")
     # A key sent in clear text is a key given away; only this machine itself is exempt.
-    if parts.scheme == "http" and not is_loopback(parts.hostname):
+    if scheme == "http" and not is_loopback(host):
         raise ConfigError(f"{where}: {key} must be https; http is accepted for this machine only")
 
 
@@ -390,16 +411,34 @@ def _anchored(section: str, key: str, value: object, folder: Path) -> object:
 
     def anchor(text: object) -> object:
         if isinstance(text, str) and text and "://" not in text:
-            return str(folder / Path(text).expanduser())
+            return str(folder / _expanded(text))
         return text
 
     match section, key, value:
-        case ("lake", "uri", _) | ("source", "key_file", _):
+        case ("lake", "uri", _) | ("source" | "accounts", "key_file", _):
             return anchor(value)
         case ("source", "catalogs", list()):
             return [anchor(item) for item in value]
         case _:
             return value
+
+
+def _anchored_accounts(accounts: object, folder: Path) -> object:
+    if not isinstance(accounts, list):
+        return accounts
+    return [
+        {key: _anchored("accounts", key, value, folder) for key, value in account.items()}
+        if isinstance(account, dict)
+        else account
+        for account in accounts
+    ]
+
+
+def _expanded(text: str) -> Path:
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:  # no such user: the name is taken as it stands
+        return Path(text)
 
 
 def _parse_setting(dotted: str, text: str) -> object:
@@ -426,7 +465,10 @@ def _nearest(name: str, valid: set[str], prefix: str) -> str:
     return f"; did you mean {prefix}{close[0]}?" if close else f"; valid are {', '.join(sorted(valid))}"
 
 
-def _plain(error: msgspec.ValidationError) -> str:
+def _explain(error: msgspec.ValidationError, value: object, wanted: object) -> str:
+    choices = get_args(wanted)
+    if isinstance(value, str) and choices and all(isinstance(choice, str) for choice in choices):
+        return f"{value!r} is none of {', '.join(choices)}"
     return re.sub(r" - at `\$[^`]*`", "", str(error)).replace("Expected", "expected")
 
 
@@ -461,7 +503,10 @@ class SecretText:
 
 
 class KeySources(msgspec.Struct, frozen=True, kw_only=True):
-    """The places where a key may be: flag, environment, configuration, credentials folder, keyring."""
+    """The places where a key may be: flag, environment, configuration, credentials folder, keyring.
+
+    The environment may hold the key itself, so that none of it is shown.
+    """
 
     file_flag: str = ""
     environment: Mapping[str, str] = {}
@@ -469,6 +514,9 @@ class KeySources(msgspec.Struct, frozen=True, kw_only=True):
     key_env: str = ""
     key_command: tuple[str, ...] = ()
     keyring: Callable[[], str | None] | None = None
+
+    def __repr__(self) -> str:
+        return "KeySources(…)"
 
 
 def find_key(sources: KeySources) -> SecretText:
@@ -500,7 +548,7 @@ def find_key(sources: KeySources) -> SecretText:
     if folder := environment.get("CREDENTIALS_DIRECTORY"):
         credential = Path(folder) / "skysql_api_key"
         if credential.is_file():
-            take("$CREDENTIALS_DIRECTORY/skysql_api_key", credential.read_text())
+            take("$CREDENTIALS_DIRECTORY/skysql_api_key", _read_text(credential))
     if not found and sources.keyring is not None:
         take("the system keyring", sources.keyring())
     if not found:
@@ -517,15 +565,20 @@ def find_key(sources: KeySources) -> SecretText:
 
 
 def _read_key_file(path: Path) -> str:
-    try:
-        mode = path.stat().st_mode
-        text = path.read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not text"
-        raise ConfigError(f"key file {path}: cannot be read: {reason}") from None
+    text = _read_text(path)
+    mode = path.stat().st_mode
     if stat.S_ISREG(mode) and mode & 0o077:
         raise ConfigError(f"key file {path} can be read by others; run: chmod 600 {path}")
     return text
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"key file {path}: cannot be read: {error.strerror}") from None
+    except ValueError:  # its message would quote the file
+        raise ConfigError(f"key file {path}: cannot be read: it is not text") from None
 
 
 def _run_key_command(command: Sequence[str]) -> str:
@@ -534,7 +587,7 @@ def _run_key_command(command: Sequence[str]) -> str:
         answer = subprocess.run(
             command, capture_output=True, text=True, timeout=60, stdin=subprocess.DEVNULL, check=False
         )
-    except (OSError, subprocess.SubprocessError) as error:
+    except (OSError, ValueError, subprocess.SubprocessError) as error:
         raise ConfigError(f"key_command {command[0]!r} did not run: {type(error).__name__}") from None
     if answer.returncode != 0:
         raise ConfigError(f"key_command {command[0]!r} ended with exit code {answer.returncode}")

@@ -6,7 +6,8 @@ spooled to a file. Credentials go to the configured origin only.
 
 from __future__ import annotations
 
-import asyncio
+import io
+import os
 import ssl
 import tempfile
 from collections.abc import Callable, Mapping
@@ -82,11 +83,7 @@ class Response:
 
     def open(self) -> BinaryIO:
         """The body as a seekable stream."""
-        if self.spool is not None:
-            return self.spool.open("rb")
-        import io
-
-        return io.BytesIO(self.body)
+        return self.spool.open("rb") if self.spool is not None else io.BytesIO(self.body)
 
     def read(self) -> bytes:
         """The body, whole."""
@@ -165,7 +162,7 @@ class Fetcher:
             response = await self._follow(request)
         except RequestError:
             raise
-        except (aiohttp.ClientError, TimeoutError, asyncio.TimeoutError, ssl.SSLError, OSError) as error:
+        except (aiohttp.ClientError, TimeoutError, ssl.SSLError, OSError) as error:
             raise _translate(error, request) from None
         except ValueError as error:
             # aiohttp quotes headers in its complaints: only the kind of error may be repeated.
@@ -217,45 +214,63 @@ class Fetcher:
     async def _receive(
         self, answer: aiohttp.ClientResponse, headers: Mapping[str, str], request: Request
     ) -> Response:
-        limits = self._limits
-        held: list[bytes] = []
-        spool: IO[bytes] | None = None
-        size = 0
+        body = _Body(self._limits.spool_bytes, self._spool_folder)
         try:
             async for chunk in answer.content.iter_chunked(_CHUNK_BYTES):
-                size += len(chunk)
                 self.received_bytes += len(chunk)
-                if size > limits.body_bytes_max:
-                    raise BodyTooLarge(
-                        f"{request.path}: the body is larger than {limits.body_bytes_max >> 20} MiB (bounds.body_mb)"
-                    )
-                if spool is None and size > limits.spool_bytes:
-                    spool = tempfile.NamedTemporaryFile(
-                        dir=self._spool_folder(), prefix="body-", delete=False
-                    )
-                    for part in held:
-                        spool.write(part)
-                    held.clear()
-                if spool is not None:
-                    spool.write(chunk)
-                else:
-                    held.append(chunk)
+                body.add(chunk)
+                if body.size_bytes > self._limits.body_bytes_max:
+                    most = self._limits.body_bytes_max >> 20
+                    raise BodyTooLarge(f"{request.path}: the body has more than {most} MiB (bounds.body_mb)")
+            return Response(
+                status=answer.status,
+                headers=headers,
+                body=body.close(),
+                spool=body.spool,
+                size_bytes=body.size_bytes,
+                elapsed_seconds=0.0,
+                received_at=self._clock.now(),
+            )
         except BaseException:
-            if spool is not None:
-                spool.close()
-                Path(spool.name).unlink(missing_ok=True)
+            body.discard()
             raise
-        if spool is not None:
-            spool.close()
-        return Response(
-            status=answer.status,
-            headers=headers,
-            body=b"".join(held),
-            spool=Path(spool.name) if spool is not None else None,
-            size_bytes=size,
-            elapsed_seconds=0.0,
-            received_at=self._clock.now(),
-        )
+
+
+class _Body:
+    """Bytes as they arrive: held in memory up to a threshold, then in a file."""
+
+    def __init__(self, spool_bytes: int, spool_folder: Callable[[], Path]) -> None:
+        self.size_bytes = 0
+        self.spool: Path | None = None
+        self._spool_bytes = spool_bytes
+        self._spool_folder = spool_folder
+        self._held: list[bytes] = []
+        self._file: IO[bytes] | None = None
+
+    def add(self, chunk: bytes) -> None:
+        self.size_bytes += len(chunk)
+        if self._file is None and self.size_bytes > self._spool_bytes:
+            number, name = tempfile.mkstemp(dir=self._spool_folder(), prefix="body-")
+            self.spool, self._file = Path(name), os.fdopen(number, "wb")
+            self._file.writelines(self._held)
+            self._held.clear()
+        if self._file is not None:
+            self._file.write(chunk)
+        else:
+            self._held.append(chunk)
+
+    def close(self) -> bytes:
+        """Complete the body; its bytes where they are held, else nothing: they are in `spool`."""
+        if self._file is not None:
+            self._file.close()
+        return b"".join(self._held)
+
+    def discard(self) -> None:
+        """Leave nothing."""
+        if self._file is not None:
+            self._file.close()
+        if self.spool is not None:
+            self.spool.unlink(missing_ok=True)
 
 
 def _plain_headers(headers: CIMultiDictProxy[str]) -> dict[str, str]:

@@ -36,6 +36,7 @@ SHORTEST_PAUSE_SECONDS = 0.1
 _SLOWEST = 1 / 60
 _CATCH_UP_SECONDS = 0.05
 """How much of the schedule a late event loop may make up for."""
+_ROUNDING_SECONDS = 1e-9
 _DEFAULT_PAUSE_SECONDS = 1.0
 _LONGEST_OWN_PAUSE_SECONDS = 60.0
 
@@ -176,7 +177,7 @@ class Limiter:
         paused_until = max(self._resume_at, self._reset_at)
         if self._slot is None:
             return max(now, paused_until)
-        return max(now, paused_until, self._slot + 1 / self._rate)
+        return max(now, paused_until, self._slot + 1 / self._rate - _ROUNDING_SECONDS)
 
     def try_acquire(self, now: float) -> bool:
         """Take a slot if a request may go `now`; whoever waits in `acquire` is overtaken."""
@@ -230,13 +231,13 @@ class Limiter:
         self._answered += 1
         self._is_probing = False
         self._barren = 0
+        if headers:
+            self._heed(read_rate_headers(headers, now=self._clock.now()), now)
         if self._was_sent_before_the_pause(now, sent_at):
             self._refusals[-1].answered = self._answered
             self._cut()
         else:
             self._rise()
-        if headers:
-            self._heed(read_rate_headers(headers, now=self._clock.now()), now)
         self._wake()
 
     def on_throttled(

@@ -178,7 +178,7 @@ def _keyring() -> str | None:
         return None
     try:
         key = keyring.get_password("skysql-extractor", "api_key")
-    except Exception:  # a locked or absent keyring is the same as none
+    except Exception:  # noqa: BLE001  # whatever a backend raises: a locked keyring is the same as none
         return None
     return key if isinstance(key, str) else None
 
@@ -773,12 +773,11 @@ async def read_all(
         watch.start_soon(stop_when_told)
         if run_seconds:
             watch.start_soon(stop_in_time)
-        async with anyio.create_task_group() as lanes:
-            async with anyio.create_task_group() as drains:
-                for reader in readers:
-                    reader.use(lanes)
-                    reader.run.start()
-                    drains.start_soon(_drain, reader, budget, clock)
+        async with anyio.create_task_group() as lanes, anyio.create_task_group() as drains:
+            for reader in readers:
+                reader.use(lanes)
+                reader.run.start()
+                drains.start_soon(_drain, reader, budget, clock)
         watch.cancel_scope.cancel()
 
 

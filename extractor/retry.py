@@ -166,7 +166,8 @@ def decide(
 
 
 def _own_pause(attempt: int, *, policy: RetryPolicy, chance: float) -> float:
-    # The exponent is bounded: beyond it any pause is the longest, and a float would overflow.
-    growth = policy.factor ** min(attempt - 1, 64)
-    base = min(policy.first_pause_seconds * growth, policy.longest_pause_seconds)
+    try:
+        base = min(policy.first_pause_seconds * policy.factor ** (attempt - 1), policy.longest_pause_seconds)
+    except OverflowError:
+        base = policy.longest_pause_seconds
     return base * (0.5 + chance / 2)

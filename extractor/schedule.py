@@ -154,7 +154,8 @@ async def drain(
     """Send every request of the frontier until it is drained.
 
     `attempt` is given the moment of its grant; it makes one attempt, sees to it that what follows is added and
-    that `finish` or `put_back` is called in the end, and raises only what ends the run. `admit` returns once there is memory for another page.
+    that `finish` or `put_back` is called in the end, and raises only what ends the run. `admit` returns once
+    there is memory for another page.
     """
     async with anyio.create_task_group() as tasks:
         while not frontier.is_drained:

@@ -32,6 +32,7 @@ __all__ = (
     "JSON_TEXT",
     "META_COLUMNS",
     "MISSING",
+    "NANOS",
     "REDACTED",
     "RESCUED",
     "Field",
@@ -50,6 +51,8 @@ __all__ = (
 )
 
 RESCUED = "_rescued_data"
+NANOS = "_nanos"
+"""The ending of the column that holds what of a time is finer than a microsecond."""
 SERIES = "_series"
 """The column of metrics that tells one series from another: a hash of name and labels."""
 META_COLUMNS = ("_run_id", "_extracted_at", "_account", "_snapshot_at", "_event_date")
@@ -377,7 +380,7 @@ def _check_float(column: pa.Array) -> None:
     limits = pc.min_max(column)
     low, high = limits["min"].as_py(), limits["max"].as_py()
     # The reader rounds integers from 2^53 on; it takes bare NaN and Infinity, which are no JSON.
-    if not (-(2.0**53) < low and high < 2.0**53):
+    if not (low > -(2.0**53) and high < 2.0**53):
         raise pa.ArrowInvalid("a number that a double may have rounded")
 
 

@@ -112,7 +112,7 @@ def _held_back(reading: Reading, unique: Uniqueness) -> Outcome | None:
         examples = "; ".join(unique.conflicts[:3])
         return Outcome(
             status="held",
-            reason=f"{len(unique.conflicts)} rows share their key {list(reading.endpoint.key)} with a different row "
+            reason=f"{len(unique.conflicts)} rows share their key {list(reading.endpoint.key)} with another row "
             f"({examples}); correct the key in the catalogue, or publish once with --accept {name}",
         )
     total = reading.ledger.total

@@ -28,7 +28,8 @@ _FILE, _ROW = "_file", "_row"
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Uniqueness:
     """What was found: rows dropped because they came twice or stood in the lake, keys that rows with different
-    values share, and rows without a whole key (kept, as nothing tells them apart)."""
+    values share, and rows without a whole key (kept, as nothing tells them apart).
+    """
 
     staged: tuple[Staged, ...]
     repeated: int = 0

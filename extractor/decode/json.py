@@ -24,6 +24,7 @@ from extractor.endpoint import ColumnType, ListType, MapType, Scalar, StructType
 from extractor.errors import BodyTooLarge, DriftRefused, MalformedBody
 from extractor.schema import (
     MISSING,
+    NANOS,
     REDACTED,
     TableSchema,
     arrow_type,
@@ -43,6 +44,7 @@ _Members = dict[str, msgspec.Raw]
 
 # An unpaired surrogate is no text; a number this long may not fit a double.
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
+_FINE_TIME = re.compile(r"(\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d\.\d{6})(\d{1,3})(Z|[+-]\d\d:\d\d)?", re.ASCII)
 _LONG_NUMBER = re.compile(rb"[0-9][0-9.]{15,}")
 
 
@@ -323,6 +325,7 @@ def _decode_exactly(
     for path in schema.hashes:
         _edit(rows, path, _pseudonym)
     schema, drift = _grow(rows, schema)
+    schema = _split_nanos(rows, schema)
     rest: dict[int, dict[str, object]] = {}
     columns: dict[str, pa.Array] = {}
     for field in schema.live:
@@ -361,6 +364,27 @@ def _grow(rows: Sequence[dict[str, object]], schema: TableSchema) -> tuple[Table
         return schema, ()
     drift = tuple(f"{schema.table}.{key}: new column" for key in added) if schema.is_pinned else ()
     return schema.grow(added), drift
+
+
+def _split_nanos(rows: Iterable[dict[str, object]], schema: TableSchema) -> TableSchema:
+    """Move what is finer than a microsecond from a time into a column `name_nanos` of its own (0 to 999)."""
+    for field in schema.live:
+        if field.type not in (Scalar("timestamp"), Scalar("timestamp_naive")):
+            continue
+        name = f"{field.source}{NANOS}"
+        is_own = any(known.name == name and not known.is_inferred for known in schema.fields)
+        if is_own or (any(name in row for row in rows)):
+            continue  # the API has a key of that name: fine times are rescued instead
+        for row in rows:
+            value = row.get(field.source)
+            found = _FINE_TIME.fullmatch(value) if isinstance(value, str) else None
+            if found is None:
+                continue
+            if all(known.name != name for known in schema.fields):
+                schema = schema.grow({name: Scalar("int64")})
+            row[field.source] = found[1] + (found[3] or "")
+            row[name] = int(found[2].ljust(3, "0"))
+    return schema
 
 
 def _rescue_unknown(

@@ -13,6 +13,7 @@ from typing import IO, NamedTuple
 
 import orjson
 
+from extractor.digest import format_time
 from extractor.sandbox.chance import Scramble
 from extractor.sandbox.rows import Ragged, Row, Rows
 from extractor.sandbox.world import ON_PREMISES_ID, SHAPES, Server, World
@@ -222,8 +223,7 @@ def _rows_of(archive: Archive, world: World) -> Iterator[Row]:
             "entry": number if entry is None else entry,
             "line": line.text if is_text else None,
             "line_bytes": None if is_text else line.text,
-            "timestamp": line.stamp,
-            "timestamp_nanos": line.nanos or None,
+            "timestamp": None if line.stamp is None else format_time(line.stamp, line.nanos or 0),
             "level": line.level,
             "stream": line.stream,
         }

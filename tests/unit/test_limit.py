@@ -74,7 +74,7 @@ class Bucket:
 class Window:
     """Refuses what exceeds the quota of the current window, and names no pause."""
 
-    pause = None
+    pause: float | None = None
 
     def __init__(self, quota: int, seconds: float) -> None:
         self.quota = quota
@@ -93,7 +93,7 @@ class Window:
 class Capricious:
     """Refuses by chance, whatever the rate."""
 
-    pause = 1.0
+    pause: float | None = 1.0
 
     def __init__(self, share: float) -> None:
         self.share = share
@@ -112,7 +112,7 @@ class Asked:
 def simulate(
     server: Server, limits: Limits, *, seconds: float, lateness: tuple[float, float] = (0.0, 0.0)
 ) -> list[Asked]:
-    """What the server saw of a client that always has another request; it takes 1 to 5 ms to ask and be told."""
+    """What the server saw of a client with endless requests; asking and being told takes 1 to 5 ms."""
     chance = random.Random(1)
     clock = HandClock()
     limiter = Limiter(limits, clock)
@@ -173,7 +173,7 @@ def test_the_nth_request_goes_when_its_turn_has_come_and_no_sooner(burst: int) -
         assert limiter.try_acquire(clock.seconds)
         grants.append(clock.seconds)
 
-    assert grants == [max(0, n - burst) * 0.25 for n in range(1, 9)]
+    assert grants == pytest.approx([max(0, n - burst) * 0.25 for n in range(1, 9)], abs=1e-6)
 
 
 def test_between_turns_nothing_is_granted() -> None:
@@ -207,6 +207,14 @@ def test_no_window_holds_more_than_rate_and_burst_and_what_a_late_loop_may_catch
             assert last - first + 1 <= rate * (grants[last] - start) + burst + slack + 1e-6
     for n, at in enumerate(grants, 1):
         assert at >= grants[0] + (n - burst) / rate - 1e-6
+
+
+@pytest.mark.parametrize(("burst", "most"), [(1, 11), (30, 30)])
+def test_an_idle_minute_saves_up_the_burst_or_fifty_milliseconds_and_no_more(burst: int, most: int) -> None:
+    limiter = Limiter(Limits(requests_per_second=200, burst=burst, concurrency=1000), HandClock())
+    limiter.try_acquire(0.0)
+
+    assert sum(limiter.try_acquire(60.0) for _ in range(100)) == most
 
 
 @pytest.mark.parametrize(("rate", "least"), [(10, 0.99), (50, 0.99), (200, 0.99), (1000, 0.98)])
@@ -267,7 +275,8 @@ async def test_whoever_came_first_goes_first_and_the_cancelled_take_nothing() ->
     scopes: list[anyio.CancelScope] = []
     await clock.run(all_of_them())
 
-    assert grants == [(0, 0.0), (2, 1.0), (4, 2.0)]
+    assert [number for number, _ in grants] == [0, 2, 4]
+    assert [at for _, at in grants] == pytest.approx([0.0, 1.0, 2.0])
     assert limiter.statistics().in_flight == 3
 
 
@@ -275,17 +284,20 @@ async def test_a_pause_that_begins_while_one_waits_is_waited_for() -> None:
     clock = VirtualClock()
     limiter = Limiter(Limits(requests_per_second=10), clock)
 
-    async def two() -> float:
-        await limiter.acquire()
+    async def two() -> None:
+        grants.append(await limiter.acquire())
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(throttle)
-            return await limiter.acquire()
+            grants.append(await limiter.acquire())
 
     async def throttle() -> None:
         await clock.sleep_until(0.05)
         limiter.on_throttled(retry_after=7.0)
 
-    assert await clock.run(two()) == pytest.approx(7.05)
+    grants: list[float] = []
+    await clock.run(two())
+
+    assert grants == pytest.approx([0.0, 7.05])
 
 
 def test_a_grant_is_given_back_once() -> None:
@@ -427,16 +439,16 @@ def test_other_kinds_of_limit_are_found_too(server: Server, share: float, start:
     assert refused(seen, start, start + 180) <= 0.02 * 50 * 180
 
 
-@pytest.mark.parametrize("limit", [20, 200])
+@pytest.mark.parametrize("limit", [20, 100])
 def test_a_limit_that_halves_and_later_doubles_is_followed(limit: float) -> None:
-    server = Bucket(lambda now: limit / 2 if 100 <= now < 250 else limit)
+    server = Bucket(lambda now: limit / 2 if 100 <= now < 600 else limit)
 
-    seen = simulate(server, Limits(requests_per_second=5000), seconds=421)
+    seen = simulate(server, Limits(requests_per_second=5000), seconds=781)
 
     assert answered(seen, 120, 180) >= 0.95 * limit / 2 * 60
-    assert refused(seen, 100, 250) <= 0.02 * limit / 2 * 150
-    assert answered(seen, 360, 420) >= 0.95 * limit * 60
-    assert refused(seen, 250, 420) <= 0.02 * limit * 170
+    assert refused(seen, 100, 600) <= 0.01 * limit / 2 * 500
+    assert answered(seen, 720, 780) >= 0.95 * limit * 60
+    assert refused(seen, 600, 780) <= 0.01 * limit * 180
 
 
 @pytest.mark.parametrize(("share", "least"), [(0.02, 0.5), (0.05, 0.35)])
@@ -472,7 +484,8 @@ def test_what_a_run_learnt_is_where_the_next_begins() -> None:
     taught = Limiter(Limits(requests_per_second=10, starts_at=2), clock, learnt=8.0)
 
     assert (fresh.learnt, fresh.statistics().rate) == (None, 2.0)
-    assert (taught.learnt, taught.statistics().rate) == (8.0, pytest.approx(7.88))
+    assert taught.learnt == 8.0
+    assert taught.statistics().rate == pytest.approx(7.88)
 
 
 # What headers say

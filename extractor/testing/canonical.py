@@ -1,0 +1,97 @@
+"""Landed tables turned back into the rows that the API gave, in normal form, so that any judge can compare them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from datetime import datetime
+
+import orjson
+import pyarrow as pa
+
+from extractor.digest import format_time, normalise
+from extractor.schema import JSON_TEXT, NANOS, RESCUED
+
+__all__ = ("canonical",)
+
+_VERSION = "__v"
+
+
+def canonical(table: pa.Table) -> Iterator[dict[str, object]]:
+    """The rows of a landed table in the normal form of the content digest (`extractor.digest`).
+
+    Rescued values are put back under their keys, `name__v2` under `name`, `name_nanos` into `name`; the
+    extractor's own columns, which begin with `_`, are left out, and so are nulls at every depth.
+    """
+    readers = {field.name: _Reader(field.type, field.metadata) for field in table.schema}
+    names = [name for name in table.schema.names if not name.startswith("_")]
+    for batch in table.to_batches(max_chunksize=4096):
+        for row in batch.to_pylist():
+            yield _restore({name: readers[name](row[name]) for name in names}, row.get(RESCUED), table.schema)
+
+
+def _restore(row: dict[str, object], rescued: object, schema: pa.Schema) -> dict[str, object]:
+    restored: dict[str, object] = {}
+    for name, value in row.items():
+        base, version, number = name.rpartition(_VERSION)
+        target = base if version and number.isdigit() else name
+        if value is not None or target not in restored:
+            restored[target] = value
+    for name in [name for name in row if name.endswith(NANOS)]:
+        time = name.removesuffix(NANOS)
+        if time in schema.names and pa.types.is_timestamp(schema.field(time).type):
+            restored[time] = _with_nanos(restored[time], restored.pop(name))
+    left = orjson.loads(rescued) if isinstance(rescued, str) else {}
+    whole = _merge(restored, left)
+    assert isinstance(whole, dict)
+    normal = normalise(whole)
+    assert isinstance(normal, dict)
+    return normal
+
+
+def _with_nanos(time: object, nanos: object) -> object:
+    if not isinstance(nanos, int) or not isinstance(time, str):
+        return time
+    head, _, fraction = time.removesuffix("Z").partition(".")
+    return f"{head}.{fraction.ljust(6, '0')}{nanos:03d}".rstrip("0") + "Z"
+
+
+def _merge(base: object, left: object) -> object:
+    """What was rescued over what landed: objects key by key, anything else whole."""
+    if isinstance(base, dict) and isinstance(left, dict):
+        merged = dict(base)
+        for key, value in left.items():
+            merged[key] = _merge(merged.get(key), value)
+        return merged
+    return left
+
+
+class _Reader:
+    """Turns a value that Arrow gave into a JSON value."""
+
+    def __init__(self, column_type: pa.DataType, metadata: Mapping[bytes, bytes] | None) -> None:
+        self._type = column_type
+        self._is_json = metadata is not None and JSON_TEXT.items() <= metadata.items()
+        self._inner: dict[str, _Reader] = {}
+        if pa.types.is_list(column_type):
+            self._inner["item"] = _Reader(column_type.value_type, column_type.value_field.metadata)
+        elif pa.types.is_map(column_type):
+            self._inner["item"] = _Reader(column_type.item_type, column_type.item_field.metadata)
+        elif pa.types.is_struct(column_type):
+            self._inner = {field.name: _Reader(field.type, field.metadata) for field in column_type}
+
+    def __call__(self, value: object) -> object:
+        match value:
+            case None:
+                return None
+            case str() if self._is_json:
+                return orjson.loads(value)
+            case datetime():
+                return format_time(value)
+            case list() if pa.types.is_map(self._type):
+                return {key: self._inner["item"](item) for key, item in value}
+            case list():
+                return [self._inner["item"](item) for item in value]
+            case dict():
+                return {name: self._inner[name](item) for name, item in value.items()}
+            case _:
+                return value
