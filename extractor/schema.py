@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from decimal import Context, Decimal, InvalidOperation
+from types import MappingProxyType
 from typing import Literal
 
 import orjson
@@ -41,6 +42,7 @@ __all__ = (
     "cast_column",
     "fit",
     "infer_type",
+    "is_castable",
     "is_secret_name",
     "is_secret_value",
     "json_text",
@@ -70,6 +72,10 @@ _WIDE = Context(prec=60)
 MISSING = object()
 """No leftover: the value fitted whole (a leftover may well be None)."""
 
+_MILLIS_FROM = 100_000_000_000
+# As Arrow scalars: a Python number handed to a kernel makes pyarrow look for numpy each time.
+_MICROS, _MILLIS = pa.scalar(1_000_000), pa.scalar(1_000)
+
 _SCALARS: Mapping[str, pa.DataType] = {
     "string": pa.string(),
     "int64": pa.int64(),
@@ -82,6 +88,8 @@ _SCALARS: Mapping[str, pa.DataType] = {
     "json": pa.string(),
     "binary": pa.binary(),
 }
+
+_TIMES = (Scalar("timestamp"), Scalar("timestamp_naive"))
 
 # What the JSON reader is asked for; times are cast afterwards, with a check.
 _READ_SCALARS: Mapping[str, pa.DataType] = {
@@ -101,6 +109,11 @@ _SECRET_VALUE = re.compile(
     r"|-----BEGIN [A-Z ]*PRIVATE KEY-----"
 )
 REDACTED = "[redacted]"
+
+_DECIMAL_TEXT = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?", re.ASCII)
+_UTC_TEXT = r"^\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d:\d\d)$"
+_VERSIONED = re.compile(r".+__v\d+", re.ASCII | re.DOTALL)
+_YEAR_1, _YEAR_10000 = -62_135_596_800_000_000, 253_402_300_800_000_000
 
 
 # --- types --------------------------------------------------------------------------------------------------
@@ -212,6 +225,8 @@ class TableSchema:
     drops: tuple[str, ...] = ()
     hashes: tuple[str, ...] = ()
     policy: Literal["evolve", "rescue", "fail"] = "evolve"
+    map_keys: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: MappingProxyType({}))
+    """The keys seen so far in open maps, by column: a hint for the decoder, which no file shows."""
     is_pinned: bool = True
     """False while no row has been seen and the catalogue gives no columns: the first rows then decide."""
 
@@ -224,6 +239,16 @@ class TableSchema:
         """The columns of the data, and `_rescued_data`."""
         columns = [_field(field.name, field.type) for field in self.fields]
         return pa.schema([*columns, pa.field(RESCUED, pa.string(), metadata=JSON_TEXT)])
+
+    @property
+    def nanos(self) -> frozenset[str]:
+        """The names that columns have, or would have, for what of a time is finer than a microsecond.
+
+        No key of the answer belongs there. A column that the catalogue declares is the answer's own.
+        """
+        declared = {field.name for field in self.fields if not field.is_inferred}
+        times = (field.name for field in self.fields if field.type in _TIMES)
+        return frozenset(f"{name}{NANOS}" for name in times) - declared
 
     def to_json(self) -> tuple[dict[str, object], ...]:
         return tuple(field.to_json() for field in self.fields)
@@ -246,6 +271,8 @@ class TableSchema:
             and name.isprintable()
             and name.lower() not in taken
             and name.lower() not in _PATH_NAMES
+            and not _VERSIONED.fullmatch(name)
+            and name not in self.nanos
             and not is_secret_name(name)
         )
 
@@ -337,14 +364,13 @@ def cast_column(column: pa.Array, column_type: ColumnType) -> pa.Array:
     """
     match column_type:
         case Scalar("timestamp"):
-            return pc.cast(column, UTC_TIME)
+            _check_utc_text(column)
+            return _within_years(pc.cast(column, UTC_TIME))
         case Scalar("timestamp_naive"):
-            return pc.cast(column, NAIVE_TIME)
+            _check_length(column, len("2026-01-09 00:31:43"))
+            return _within_years(pc.cast(column, NAIVE_TIME))
         case Scalar("epoch"):
-            return _cast_epoch(column)
-        case Scalar("float64"):
-            _check_float(column)
-            return column
+            return _within_years(_cast_epoch(column))
         case Scalar():
             return column
         case ListType(item):
@@ -356,8 +382,16 @@ def cast_column(column: pa.Array, column_type: ColumnType) -> pa.Array:
             inner = [cast_column(column.field(index), field) for index, (_, field) in enumerate(fields)]
             target = arrow_type(column_type)
             return pa.StructArray.from_arrays(inner, fields=list(target), mask=_null_mask(column))
-        case MapType():
-            return column
+        case MapType(value):
+            if column.type == arrow_type(column_type):
+                return column
+            return pa.MapArray.from_arrays(
+                column.offsets,
+                column.keys,
+                cast_column(column.items, value),
+                type=arrow_type(column_type),
+                mask=_null_mask(column),
+            )
 
 
 def _null_mask(column: pa.Array) -> pa.Array | None:
@@ -366,22 +400,40 @@ def _null_mask(column: pa.Array) -> pa.Array | None:
 
 def _cast_epoch(column: pa.Array) -> pa.Array:
     """Seconds, or milliseconds from 10^11 on (in seconds that were the year 5138)."""
-    is_milli = pc.greater_equal(pc.abs_checked(column), 100_000_000_000)
-    micros = pc.multiply_checked(column, pc.if_else(is_milli, 1_000, 1_000_000))
-    out_of_range = pc.greater(pc.abs_checked(micros), 253_402_300_800_000_000)
-    if pc.any(out_of_range).as_py():
-        raise pa.ArrowInvalid("an epoch beyond the year 9999")
-    return pc.cast(micros, UTC_TIME)
-
-
-def _check_float(column: pa.Array) -> None:
     if len(column) == column.null_count:
-        return
+        return pa.nulls(len(column), UTC_TIME)
     limits = pc.min_max(column)
     low, high = limits["min"].as_py(), limits["max"].as_py()
-    # The reader rounds integers from 2^53 on; it takes bare NaN and Infinity, which are no JSON.
-    if not (low > -(2.0**53) and high < 2.0**53):
-        raise pa.ArrowInvalid("a number that a double may have rounded")
+    if max(abs(low), abs(high)) < _MILLIS_FROM:
+        micros = pc.multiply_checked(column, _MICROS)
+    else:
+        is_milli = pc.greater_equal(pc.abs_checked(column), pa.scalar(_MILLIS_FROM))
+        micros = pc.multiply_checked(column, pc.if_else(is_milli, _MILLIS, _MICROS))
+    return micros.view(pa.timestamp("us")).cast(UTC_TIME)
+
+
+def _within_years(times: pa.Array) -> pa.Array:
+    """The times themselves, if Python has all of them: the years 1 to 9999."""
+    limits = pc.min_max(times.view(pa.int64()))
+    low, high = limits["min"].as_py(), limits["max"].as_py()
+    if low is not None and not _YEAR_1 <= low <= high < _YEAR_10000:
+        raise pa.ArrowInvalid("a time outside of the years 1 to 9999")
+    return times
+
+
+def _check_utc_text(column: pa.Array) -> None:
+    # The cast also takes hours without minutes, and other offsets: not the text that the digest knows as a time.
+    _check_length(column, len("2026-01-09T00:31:43Z"))
+    if pc.all(pc.ends_with(column, "Z")).as_py() is False and not (
+        pc.all(pc.match_substring_regex(column, _UTC_TEXT)).as_py()
+    ):
+        raise pa.ArrowInvalid("a time that is no RFC 3339 text")
+
+
+def _check_length(column: pa.Array, length: int) -> None:
+    shortest = pc.min_max(pc.binary_length(column))["min"].as_py()
+    if shortest is not None and shortest < length:
+        raise pa.ArrowInvalid("a time without seconds")
 
 
 def fit(value: object, column_type: ColumnType) -> tuple[object, object]:
@@ -418,7 +470,9 @@ def _fit_scalar(value: object, name: str) -> object:
         case "string", str():
             return value
         case (("int64" | "epoch"), int()) if -(2**63) <= value < 2**63:
-            return value if name == "int64" or _is_castable(value, Scalar(name)) else MISSING
+            return value if name == "int64" or is_castable(value, Scalar(name)) else MISSING
+        case ("int64" | "epoch"), float() if value.is_integer():
+            return _fit_scalar(int(value), name)
         case "float64", int():
             return float(value) if abs(value) <= 2**53 else MISSING
         case "float64", float():
@@ -428,13 +482,16 @@ def _fit_scalar(value: object, name: str) -> object:
         case "decimal", (int() | float() | Decimal() | str()):
             return _fit_decimal(value)
         case (("timestamp" | "timestamp_naive"), str()):
-            return value if _is_castable(value, Scalar(name)) else MISSING
+            return value if is_castable(value, Scalar(name)) else MISSING
         case _:
             return MISSING
 
 
 def _fit_decimal(value: int | float | Decimal | str) -> object:
     try:
+        # Decimal takes "1_0", blanks and the digits of all scripts, too.
+        if isinstance(value, str) and not _DECIMAL_TEXT.fullmatch(value):
+            return MISSING
         exact = Decimal(repr(value)) if isinstance(value, float) else Decimal(value)
         if not exact.is_finite():
             return MISSING
@@ -444,7 +501,10 @@ def _fit_decimal(value: int | float | Decimal | str) -> object:
     return scaled if scaled == exact and abs(scaled) < Decimal(10) ** 26 else MISSING
 
 
-def _is_castable(value: object, column_type: ColumnType) -> bool:
+def is_castable(value: object, column_type: ColumnType) -> bool:
+    """True for a time or an epoch that the column takes."""
+    """True for a time or an epoch that the column takes."""
+    """True for a time or an epoch that the column takes."""
     try:
         cast_column(pa.array([value], read_type(column_type)), column_type)
     except pa.ArrowInvalid:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypeGuard
+from zlib import crc32
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -23,6 +24,10 @@ from extractor.write import DataFile, Staged, rewrite, staged_path
 __all__ = ("Uniqueness", "make_unique", "plain_row")
 
 _FILE, _ROW = "_file", "_row"
+_ZERO, _ONE = pa.scalar(0, pa.int64()), pa.scalar(1, pa.int64())
+
+# Keys of so many rows are held at once.
+_ROWS_PER_PASS = 250_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,7 +49,7 @@ def make_unique(
     staged: Sequence[Staged],
     key: Sequence[str],
     *,
-    present: Iterable[DataFile] = (),
+    present: Sequence[DataFile] = (),
     mutable: Sequence[str] = (),
     compression: str = "zstd",
 ) -> Uniqueness:
@@ -54,47 +59,72 @@ def make_unique(
     """
     if not key or not any(item.file.rows for item in staged):
         return Uniqueness(staged=tuple(staged))
-    keys = [
-        _read_keys(store, staged_path(run_id, item.file.path), key, number)
-        for number, item in enumerate(staged)
-    ]
-    table = pa.concat_tables([*(_present_keys(store, present, key, keys[0].schema)), *keys])
-    is_whole = _all_valid(table, key)
-    without_key = pc.sum(pc.and_(pc.invert(is_whole), pc.greater_equal(table[_FILE], 0))).as_py() or 0
-    groups = table.filter(is_whole).group_by(list(key), use_threads=False)
-    # The earliest in order of (file, row) stays; rows of the lake have file -1 and so always stay.
-    firsts = groups.aggregate([(_FILE, "min"), (_FILE, "count")])
-    if pc.max(firsts[f"{_FILE}_count"]).as_py() in (None, 1):
+    sources = [(file.path, -1) for file in present]
+    sources += [(staged_path(run_id, item.file.path), number) for number, item in enumerate(staged)]
+    rows = sum(item.file.rows for item in staged) + sum(file.rows for file in present)
+    passes = -(-rows // _ROWS_PER_PASS)
+    without_key = 0
+    doubled: list[pa.Table] = []
+    for share in range(passes):
+        table = _read_keys(store, sources, key, share, passes)
+        is_whole = _all_valid(table, key)
+        without_key += (
+            pc.sum(pc.and_(pc.invert(is_whole), pc.greater_equal(table[_FILE], _ZERO))).as_py() or 0
+        )
+        doubled.append(_doubled(table.filter(is_whole) if without_key else table, key))
+    found = pa.concat_tables(doubled)
+    if found.num_rows == 0:
         return Uniqueness(staged=tuple(staged), without_key=without_key)
-    doubled = firsts.filter(pc.greater(firsts[f"{_FILE}_count"], 1)).select(list(key))
-    rows = table.filter(is_whole).join(doubled, keys=list(key), join_type="inner", use_threads=False)
-    return _drop(store, run_id, staged, key, rows, mutable, compression, without_key)
+    return _drop(store, run_id, staged, key, found, mutable, compression, without_key)
 
 
-def _read_keys(store: Store, path: str, key: Sequence[str], number: int) -> pa.Table:
-    with store.open_input(path) as stream:
-        table = pq.read_table(pa.PythonFile(stream, mode="r"), columns=list(key), use_threads=False)
-    return _numbered(table, number)
+def _doubled(table: pa.Table, key: Sequence[str]) -> pa.Table:
+    """The rows whose key stands more than once."""
+    counts = table.group_by(list(key), use_threads=False).aggregate([(_FILE, "count")])
+    often = counts.filter(pc.greater(counts[f"{_FILE}_count"], _ONE)).select(list(key))
+    if often.num_rows == 0:
+        return table.slice(0, 0)
+    return table.join(often, keys=list(key), join_type="inner", use_threads=False).select(table.schema.names)
 
 
-def _numbered(table: pa.Table, number: int) -> pa.Table:
+def _read_keys(
+    store: Store, sources: Sequence[tuple[str, int]], key: Sequence[str], share: int, passes: int
+) -> pa.Table:
+    """The key columns of all sources with file and row numbers; of several passes, the rows of one share."""
+    parts: list[pa.Table] = []
+    for path, number in sources:
+        with store.open_input(path) as stream:
+            file = pq.ParquetFile(pa.PythonFile(stream, mode="r"))
+            schema = pa.schema([file.schema_arrow.field(name).remove_metadata() for name in key])
+            offset = 0
+            parts.append(_numbered(schema.empty_table(), number, 0))
+            for batch in file.iter_batches(columns=list(key), use_threads=False):
+                table = _numbered(pa.Table.from_batches([batch]).cast(schema), number, offset)
+                offset += batch.num_rows
+                parts.append(table if passes == 1 else table.filter(_is_share(table, key, share, passes)))
+    return pa.concat_tables(parts).combine_chunks()
+
+
+def _numbered(table: pa.Table, number: int, offset: int) -> pa.Table:
     length = table.num_rows
-    rows = pc.subtract(pc.cumulative_sum(pa.repeat(pa.scalar(1, pa.int64()), length)), 1)
-    return (
-        table.select(table.schema.names)
-        .append_column(_FILE, pa.repeat(pa.scalar(number, pa.int64()), length))
-        .append_column(_ROW, rows)
-        .replace_schema_metadata(None)
+    rows = pc.add(pc.cumulative_sum(pa.repeat(_ONE, length)), pa.scalar(offset - 1, pa.int64()))
+    return table.append_column(_FILE, pa.repeat(pa.scalar(number, pa.int64()), length)).append_column(
+        _ROW, rows
     )
 
 
-def _present_keys(
-    store: Store, present: Iterable[DataFile], key: Sequence[str], schema: pa.Schema
-) -> Iterable[pa.Table]:
-    for file in present:
-        with store.open_input(file.path) as stream:
-            table = pq.read_table(pa.PythonFile(stream, mode="r"), columns=list(key), use_threads=False)
-        yield _numbered(table, -1).cast(schema)
+def _is_share(table: pa.Table, key: Sequence[str], share: int, passes: int) -> pa.ChunkedArray:
+    """Which rows belong to one share: equal keys always belong to the same."""
+    whole = [name for name in key if pa.types.is_integer(table.schema.field(name).type)]
+    if whole:
+        value = table[whole[0]].cast(pa.int64())
+        divisor = pa.scalar(passes, pa.int64())
+        rest = pc.subtract(value, pc.multiply(pc.divide(value, divisor), divisor))
+        return pc.fill_null(pc.equal(pc.abs(rest), pa.scalar(share, pa.int64())), share == 0)
+    text = pc.utf8_slice_codeunits(table[key[-1]].cast(pa.string()), -3)
+    ends = pc.unique(text)
+    mine = [end for end in ends.to_pylist() if crc32((end or "").encode()) % passes == share]
+    return pc.is_in(text, value_set=pa.array(mine, pa.string()))
 
 
 def _all_valid(table: pa.Table, key: Sequence[str]) -> pa.ChunkedArray:

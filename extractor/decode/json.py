@@ -8,16 +8,18 @@ become columns or rescued data, duplicate keys are refused, long numbers keep al
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 
 import msgspec
 import orjson
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.json
 
 from extractor.endpoint import ColumnType, ListType, MapType, Scalar, StructType
@@ -26,11 +28,13 @@ from extractor.schema import (
     MISSING,
     NANOS,
     REDACTED,
+    Field,
     TableSchema,
     arrow_type,
     cast_column,
     fit,
     infer_type,
+    is_castable,
     is_secret_name,
     is_secret_value,
     json_text,
@@ -45,7 +49,16 @@ _Members = dict[str, msgspec.Raw]
 # An unpaired surrogate is no text; a number this long may not fit a double.
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 _FINE_TIME = re.compile(r"(\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d\.\d{6})(\d{1,3})(Z|[+-]\d\d:\d\d)?", re.ASCII)
-_LONG_NUMBER = re.compile(rb"[0-9][0-9.]{15,}")
+# Maps with more keys than this are open in earnest.
+_MAP_KEYS = 64
+_NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
+# What a double may not hold: many digits, or an exponent beyond its least. (A UUID has no such piece.)
+_LONG_NUMBER = re.compile(
+    rb"-?[0-9][0-9.]{15,}(?:[eE][-+]?[0-9]+)?|-?[0-9][0-9.]*[eE]-[0-9]{3,}(?![0-9A-Za-z-])"
+)
+# What hides a pair from a count of quotes before colons.
+_HIDDEN_PAIR = re.compile(rb'"[ \t\r\n]+:|\\u00(?:22|3[aA])')
+_DECIMAL_END = Decimal(10) ** 26
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,18 +102,18 @@ def open_body(
     Raises:
         MalformedBody: the body is no JSON, or holds no rows where they should be.
     """
-    body = body.removeprefix(b"\xef\xbb\xbf")
+    body = body.removeprefix(b"\xef\xbb\xbf").strip(b" \t\r\n")
     _check_text(body)
     try:
         whole = msgspec.json.decode(body, type=msgspec.Raw)
-        match bytes(memoryview(body).cast("B")[:64]).lstrip()[:1]:
+        match body[:1]:
             case b"[":
                 return Envelope(rows=body, facts={})
             case b"{":
                 return _open_object(body, records, columns, pointers)
             case _ if bytes(whole) == b"null":
                 return Envelope(rows=b"[]", facts={})
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise MalformedBody(f"the body is no JSON ({_reason(error)}); it begins {describe(body)}") from error
     raise MalformedBody(f"the body is neither an array nor an object; it begins {describe(body)}")
 
@@ -208,7 +221,9 @@ def decode_rows(pages: Sequence[bytes], schema: TableSchema, *, depth: int = 64)
         return fast
     parsed = [_parse(page) for page in pages]
     rows = [row for page in parsed for row in page]
-    _check_rows(rows, depth)
+    _check_rows(rows)
+    if any(_may_be_deeper(page, depth) for page in pages):
+        _check_depth(rows, depth)
     return _decode_exactly(rows, schema, lengths=tuple(map(len, parsed)))
 
 
@@ -216,7 +231,9 @@ def _decode_fast(pages: Sequence[bytes], schema: TableSchema) -> Decoded | None:
     """The batch by pyarrow's reader, or None where the exact path must look."""
     if not schema.is_pinned or schema.drops or schema.hashes:
         return None
-    reads = {field.source: read_type(field.type) for field in schema.live}
+    nanos = schema.nanos
+    fields = [field for field in schema.live if field.name not in nanos]
+    reads = {field.source: _fast_type(field, schema) for field in fields}
     if not reads or None in reads.values() or any(_SURROGATE.search(page) for page in pages):
         return None
     body = b"\n".join(b'{"data":' + page + b"}" for page in pages)
@@ -240,13 +257,77 @@ def _decode_fast(pages: Sequence[bytes], schema: TableSchema) -> Decoded | None:
     if rows.null_count:
         return None
     try:
-        columns = {field.name: cast_column(rows.field(field.source), field.type) for field in schema.live}
+        if any(_is_beyond(rows.field(field.source), pages) for field in fields):
+            return None
+        columns = {field.name: _cast_fast(rows.field(field.source), field.type) for field in fields}
     except pa.ArrowInvalid:
         return None
     lengths = tuple(lists.value_lengths().fill_null(0).to_pylist())
     return Decoded(
         batch=_assemble(columns, None, schema, len(rows)), schema=schema, lengths=lengths, is_fast=True
     )
+
+
+def _is_beyond(column: pa.Array, pages: Sequence[bytes]) -> bool:
+    """True where the reader may have rounded a number, or taken one that its type cannot hold."""
+    match column.type.id:
+        case pa.lib.Type_LIST:
+            return _is_beyond(column.values, pages)
+        case pa.lib.Type_STRUCT:
+            return any(_is_beyond(column.field(index), pages) for index in range(column.type.num_fields))
+        case pa.lib.Type_DOUBLE:
+            # It rounds integers from 2^53 on, and fractions of more digits than a double has.
+            return not _is_within(column, 2.0**53) or any(map(_has_inexact, pages))
+        case pa.lib.Type_DECIMAL128:
+            return not _is_within(column, _DECIMAL_END)
+        case _:
+            return False
+
+
+def _is_within(column: pa.Array, end: float | Decimal) -> bool:
+    limits = pc.min_max(column)
+    low, high = limits["min"].as_py(), limits["max"].as_py()
+    return low is None or -end < low <= high < end
+
+
+def _fast_type(field: Field, schema: TableSchema) -> pa.DataType | None:
+    """What the reader is asked for: an open map is read as a struct of the keys that were seen before."""
+    match field.type:
+        case MapType(Scalar("string" | "int64" | "bool") as inner):
+            keys = schema.map_keys.get(field.name)
+            return pa.struct([(key, read_type(inner)) for key in keys]) if keys else None
+        case _:
+            return read_type(field.type)
+
+
+def _cast_fast(column: pa.Array, column_type: ColumnType) -> pa.Array:
+    if isinstance(column_type, MapType):
+        return _struct_to_map(column, column_type)
+    return cast_column(column, column_type)
+
+
+def _struct_to_map(column: pa.StructArray, column_type: MapType) -> pa.MapArray:
+    """Row by row the fields that are not null, as entries of a map."""
+    names = [field.name for field in column.type]
+    rows = len(column)
+    fields = column.flatten()
+    order = _row_major(rows, len(names))
+    values = pa.concat_arrays(fields).take(order)
+    keys = pa.concat_arrays([pa.repeat(pa.scalar(name), rows) for name in names]).take(order)
+    is_there = values.is_valid()
+    counts = functools.reduce(pc.add, (field.is_valid().cast(pa.int32()) for field in fields))
+    ends = pc.cumulative_sum(counts)
+    offsets = pa.concat_arrays([pa.array([0], pa.int32()), ends])
+    mask = column.is_null() if column.null_count else None
+    return pa.MapArray.from_arrays(
+        offsets, keys.filter(is_there), values.filter(is_there), type=arrow_type(column_type), mask=mask
+    )
+
+
+@functools.lru_cache(maxsize=64)
+def _row_major(rows: int, fields: int) -> pa.Array:
+    """Positions that turn fields one after the other into rows one after the other."""
+    return pa.array([field * rows + row for row in range(rows) for field in range(fields)], pa.int32())
 
 
 def _assemble(
@@ -265,14 +346,14 @@ def _assemble(
 
 def _parse(page: bytes) -> list[dict[str, object]]:
     """The rows of one page as Python values: no digit lost, no duplicate key passed over."""
-    if _LONG_NUMBER.search(page):
+    if _has_inexact(page) or _HIDDEN_PAIR.search(page):
         return _parse_slowly(page)
     try:
         rows = orjson.loads(page)
     except orjson.JSONDecodeError:
         return _parse_slowly(page)
     # orjson keeps the last of two equal keys. Both texts hold the same colons after quotes unless one was lost.
-    if page.count(b'":') != orjson.dumps(rows).count(b'":') or b"\\u0022" in page:
+    if page.count(b'":') != orjson.dumps(rows).count(b'":'):
         return _parse_slowly(page)
     return rows  # type: ignore[no-any-return]  # _check_rows looks at every row
 
@@ -284,7 +365,31 @@ def _parse_slowly(page: bytes) -> list[dict[str, object]]:
         raise BodyTooLarge("the body is nested too deeply") from error
     except ValueError as error:
         raise MalformedBody(f"the body is no JSON ({error})") from error
+    if _SURROGATE.search(page):
+        _refuse_surrogates(rows)
     return rows  # type: ignore[no-any-return]  # _check_rows looks at every row
+
+
+def _has_inexact(page: bytes) -> bool:
+    """True if orjson may read a number of the page as another one."""
+    return any(not _is_exact(token) for token in set(_LONG_NUMBER.findall(page)))
+
+
+def _is_exact(token: bytes) -> bool:
+    text = token.decode()
+    if text.removeprefix("-").isdigit():
+        return -(2**63) <= int(text[:20]) < 2**63 and len(text) <= 20
+    try:
+        return Decimal(repr(float(text))) == Decimal(text)
+    except ArithmeticError:
+        return False  # it stands in a text
+
+
+def _refuse_surrogates(rows: object) -> None:
+    try:
+        json.dumps(rows, ensure_ascii=False, default=str).encode()
+    except UnicodeEncodeError as error:
+        raise MalformedBody("a text of the body holds half of a surrogate pair") from error
 
 
 def _exact_number(text: str) -> float | Decimal:
@@ -301,10 +406,26 @@ def _refuse_duplicates(pairs: list[tuple[str, object]]) -> dict[str, object]:
     return members
 
 
-def _check_rows(rows: Sequence[object], depth: int) -> None:
+def _check_rows(rows: Sequence[object]) -> None:
     for number, row in enumerate(rows):
         if not isinstance(row, dict):
             raise MalformedBody(f"row {number} is no object but {type(row).__name__}")
+
+
+def _may_be_deeper(page: bytes, depth: int) -> bool:
+    """False if the page is surely not nested deeper: innermost pairs of brackets are taken away, level by level."""
+    brackets = page.translate(None, _NO_BRACKETS)
+    # The array of rows and the rows themselves are two levels more than a value of a row has.
+    for _ in range(depth + 1):
+        fewer = brackets.replace(b"{}", b"").replace(b"[]", b"")
+        if len(fewer) == len(brackets):
+            break
+        brackets = fewer
+    return bool(brackets)
+
+
+def _check_depth(rows: Sequence[dict[str, object]], depth: int) -> None:
+    for number, row in enumerate(rows):
         for value in row.values():
             if isinstance(value, dict | list) and _is_deeper(value, depth - 1):
                 raise BodyTooLarge(f"row {number} is nested deeper than bounds.depth = {depth}")
@@ -325,10 +446,13 @@ def _decode_exactly(
     for path in schema.hashes:
         _edit(rows, path, _pseudonym)
     schema, drift = _grow(rows, schema)
-    schema = _split_nanos(rows, schema)
+    schema, nanos = _split_nanos(rows, schema)
     rest: dict[int, dict[str, object]] = {}
     columns: dict[str, pa.Array] = {}
     for field in schema.live:
+        if field.name in schema.nanos:
+            columns[field.name] = pa.array(nanos.get(field.name, [None] * len(rows)), pa.int64())
+            continue
         values = [row.get(field.source) for row in rows]
         column, misfits = _fit_column(values, field.type)
         columns[field.name] = column
@@ -337,7 +461,8 @@ def _decode_exactly(
         if misfits:
             hint = toml_hint(schema.table, field.source, misfits.values())
             drift += (f"{schema.table}.{field.source}: {len(misfits)} values do not fit, rescued; {hint}",)
-    known = {field.source for field in schema.live}
+    schema = _learn_map_keys(columns, schema)
+    known = {field.source for field in schema.live} - schema.nanos
     drift += _rescue_unknown(rows, known, rest, schema.table)
     if drift and schema.policy == "fail":
         raise DriftRefused(drift[0])
@@ -366,25 +491,39 @@ def _grow(rows: Sequence[dict[str, object]], schema: TableSchema) -> tuple[Table
     return schema.grow(added), drift
 
 
-def _split_nanos(rows: Iterable[dict[str, object]], schema: TableSchema) -> TableSchema:
-    """Move what is finer than a microsecond from a time into a column `name_nanos` of its own (0 to 999)."""
+def _learn_map_keys(columns: Mapping[str, pa.Array], schema: TableSchema) -> TableSchema:
+    """Remember the keys of open maps, so that the next pages may go the fast way; too many are not remembered."""
+    learnt = dict(schema.map_keys)
     for field in schema.live:
-        if field.type not in (Scalar("timestamp"), Scalar("timestamp_naive")):
+        if isinstance(field.type, MapType) and isinstance(field.type.value, Scalar):
+            keys = dict.fromkeys(
+                [*learnt.get(field.name, ()), *pc.unique(columns[field.name].keys).to_pylist()]
+            )
+            if len(keys) <= _MAP_KEYS:
+                learnt[field.name] = tuple(keys)
+    return schema if learnt == schema.map_keys else replace(schema, map_keys=learnt)
+
+
+def _split_nanos(
+    rows: Sequence[dict[str, object]], schema: TableSchema
+) -> tuple[TableSchema, dict[str, list[int | None]]]:
+    """Cut times to microseconds; what was finer (0 to 999) is for a column `name_nanos` of its own."""
+    found: dict[str, list[int | None]] = {}
+    for field in schema.live:
+        name = f"{field.name}{NANOS}"
+        if name not in schema.nanos:
             continue
-        name = f"{field.source}{NANOS}"
-        is_own = any(known.name == name and not known.is_inferred for known in schema.fields)
-        if is_own or (any(name in row for row in rows)):
-            continue  # the API has a key of that name: fine times are rescued instead
-        for row in rows:
+        for index, row in enumerate(rows):
             value = row.get(field.source)
-            found = _FINE_TIME.fullmatch(value) if isinstance(value, str) else None
-            if found is None:
+            fine = _FINE_TIME.fullmatch(value) if isinstance(value, str) else None
+            if fine is None or not is_castable(fine[1] + (fine[3] or ""), field.type):
                 continue
-            if all(known.name != name for known in schema.fields):
-                schema = schema.grow({name: Scalar("int64")})
-            row[field.source] = found[1] + (found[3] or "")
-            row[name] = int(found[2].ljust(3, "0"))
-    return schema
+            row[field.source] = fine[1] + (fine[3] or "")
+            if nanos := int(fine[2].ljust(3, "0")):
+                found.setdefault(name, [None] * len(rows))[index] = nanos
+    missing = found.keys() - {field.name for field in schema.fields}
+    added: dict[str, ColumnType] = {name: Scalar("int64") for name in found if name in missing}
+    return (schema.grow(added) if added else schema), found
 
 
 def _rescue_unknown(
@@ -469,7 +608,9 @@ def _fit_quickly(values: list[object], column_type: ColumnType) -> pa.Array | No
     try:
         match column_type:
             case MapType(Scalar("string" | "bool")):
-                pairs = [list(value.items()) if isinstance(value, dict) else value for value in values]
+                if not set(map(type, values)) <= {dict, type(None)}:
+                    return None
+                pairs = [list(value.items()) if isinstance(value, dict) else None for value in values]
                 column = pa.array(pairs, arrow_type(column_type))
                 return column if column.items.null_count == 0 else None
             case Scalar(name) if name in _EXACT_TYPES:
@@ -493,7 +634,7 @@ def _fit_quickly(values: list[object], column_type: ColumnType) -> pa.Array | No
 
 def _fit_nested_quickly(values: list[object], column_type: ColumnType) -> pa.Array | None:
     wanted = read_type(column_type)
-    if wanted is None:
+    if wanted is None or not _has_shape(values, column_type):
         return None
     column = pa.array(values, wanted)
     # pa.array passes over the keys that a struct does not name: count the pairs on both sides.
@@ -504,6 +645,27 @@ def _fit_nested_quickly(values: list[object], column_type: ColumnType) -> pa.Arr
         if not pa.array(values, wide).equals(column.cast(wide)):
             return None
     return cast_column(column, column_type)
+
+
+def _has_shape(values: Sequence[object], column_type: ColumnType) -> bool:
+    """True if lists and objects stand where the type has them: pa.array makes a list of a text, too."""
+    match column_type:
+        case ListType(item):
+            if not set(map(type, values)) <= {list, type(None)}:
+                return False
+            return isinstance(item, Scalar) or _has_shape(
+                [element for value in values if isinstance(value, list) for element in value], item
+            )
+        case StructType(fields):
+            if not set(map(type, values)) <= {dict, type(None)}:
+                return False
+            return all(
+                isinstance(inner, Scalar)
+                or _has_shape([value.get(name) for value in values if isinstance(value, dict)], inner)
+                for name, inner in fields
+            )
+        case _:
+            return True
 
 
 def _scalars(column_type: ColumnType) -> set[str]:
@@ -556,8 +718,8 @@ def _build_type(column_type: ColumnType) -> pa.DataType:
             return pa.list_(_build_type(item))
         case StructType(fields):
             return pa.struct([(name, _build_type(inner)) for name, inner in fields])
-        case MapType():
-            return arrow_type(column_type)
+        case MapType(value):
+            return pa.map_(pa.string(), _build_type(value))
 
 
 # --- values that are not kept as they are -------------------------------------------------------------------
