@@ -271,12 +271,13 @@ class AccountRun:
         chain.undecoded -= 1
         if isinstance(failure, DriftRefused):
             table.ledger.drift_refused = failure.message
+            table.ledger.note_drift([failure.message])
             self._give_up(table, request, failure.message)
             return
         # JSON was checked before its chain went on, so that asking again would not help; other formats are one
         # answer each and may have been cut.
         if page.response is not None and isinstance(failure, RequestError):
-            chain.chain.proof = ""
+            chain.chain = self._new_chain(table)
             attempts = self._attempts.setdefault(request.identity, _Attempts(self._clock.monotonic()))
             self._retry_or_give_up(table, request, failure, attempts)
             return
@@ -303,8 +304,12 @@ class AccountRun:
     def _add(self, table: TableRun, request: PageRequest) -> None:
         if not self.frontier.add(request):
             return
-        chain = Chain(endpoint=table.endpoint, base_url=self._base_url, pages_max=self._pages_max)
-        table.ledger.chains.setdefault(request.chain, OpenChain(chain=chain, window=request.window))
+        if request.chain not in table.ledger.chains:
+            chain = OpenChain(chain=self._new_chain(table), window=request.window)
+            table.ledger.chains[request.chain] = chain
+
+    def _new_chain(self, table: TableRun) -> Chain:
+        return Chain(endpoint=table.endpoint, base_url=self._base_url, pages_max=self._pages_max)
 
     # --- a failure ------------------------------------------------------------------------------------------
 
@@ -338,7 +343,7 @@ class AccountRun:
                 self._give_up(table, request, table.ledger.denied)
             case Verdict.ABSENT:
                 table.ledger.absent += 1
-                self._give_up(table, request, f"{request.label}: {_told(failure)}")
+                self._give_up(table, request, f"{request.label}: {_told(failure)}", is_fault=False)
             case Verdict.TRANSIENT:
                 self._retry_or_give_up(table, request, failure, attempts)
             case _:
@@ -420,8 +425,8 @@ class AccountRun:
                     )
                 self._give_up(table, request, f"{request.label}: {_told(failure)} ({reason})")
 
-    def _give_up(self, table: TableRun, request: PageRequest, reason: str) -> None:
-        self.figures.failed += 1
+    def _give_up(self, table: TableRun, request: PageRequest, reason: str, *, is_fault: bool = True) -> None:
+        self.figures.failed += is_fault
         table.ledger.fail(table.ledger.chains[request.chain], reason)
         self._attempts.pop(request.identity, None)
         self._observer(RequestFailed(table=request.table, account=self.name, reason=reason))

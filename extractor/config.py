@@ -35,6 +35,7 @@ __all__ = (
     "SecretText",
     "Source",
     "find_key",
+    "is_loopback",
     "load_config",
     "parse_duration",
 )

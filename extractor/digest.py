@@ -176,6 +176,8 @@ def _encode_slowly(value: object) -> bytes:
         case float():
             return format(Decimal(repr(value)).normalize(), "f").encode()
         case Decimal():
-            return format(value.normalize(), "f").encode()
+            # Not `normalize`: it rounds to the context's 28 digits, and money has 38.
+            text = format(value, "f")
+            return (text.rstrip("0").rstrip(".") if "." in text else text).encode()
         case _:
             raise TypeError(f"no JSON form for {type(value).__name__}")

@@ -9,10 +9,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Literal
 
 import msgspec
 
+from extractor.config import parse_duration
 from extractor.errors import ConfigError
 
 __all__ = (
@@ -41,6 +43,7 @@ Class = Literal["", "secret", "customer_data", "pii"]
 Format = Literal["json", "ndjson", "openmetrics", "log_archive", "binary"]
 
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,62}")
+_STEP = re.compile(r"[1-9]\d*[dwM]")
 _PLACEHOLDER = re.compile(r"\{([^{}]+)\}")
 
 
@@ -221,7 +224,8 @@ class Window(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """The server-side time window of an endpoint.
 
     With `format = "year_month"`, `from_param` takes the year and `to_param` the month. Without `to_param` the
-    window has no upper end. `cursor` is the column that holds a row's event time.
+    window has no upper end. `step` is in whole days, weeks or months (`7d`, `2w`, `1M`): a window is named after
+    the day or month of its start. `cursor` is the column that holds a row's event time.
     """
 
     from_param: str
@@ -390,6 +394,8 @@ def _check(endpoint: Endpoint) -> None:
         raise ConfigError(f"sync = {endpoint.sync.kind!r} needs a key, or rows could be added twice")
     if refused := [status for status in endpoint.empty_on if status in (401, 403)]:
         raise ConfigError(f"empty_on may not hold {refused[0]}: refused is not empty")
+    if endpoint.sync.window is not None:
+        _check_window(endpoint.sync.window)
     match endpoint.paging:
         case TokenPaging(response_header="", response_pointer=None):
             raise ConfigError("paging kind token needs response_header or response_pointer")
@@ -399,6 +405,23 @@ def _check(endpoint: Endpoint) -> None:
             raise ConfigError("paging limit must be at least 1")
         case _:
             pass
+
+
+def _check_window(window: Window) -> None:
+    if window.step and not _STEP.fullmatch(window.step):
+        raise ConfigError(
+            f"sync.step {window.step!r} is no number of days, weeks or months such as 7d, 2w, 1M"
+        )
+    if window.format == "year_month" and not (window.step == "1M" and window.to_param):
+        raise ConfigError('sync.format "year_month" needs step = "1M", and to_param for the month')
+    try:
+        parse_duration(window.lookback)
+    except ConfigError as error:
+        raise ConfigError(f"sync.lookback: {error.message}") from error
+    try:
+        datetime.fromisoformat(window.start or "2019-01-01")
+    except ValueError as error:
+        raise ConfigError(f"sync.start {window.start!r} is no date such as 2019-01-01") from error
 
 
 def _read_sync(raw: str | dict[str, object]) -> Sync:

@@ -12,7 +12,7 @@ import ssl
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import IO, BinaryIO
@@ -23,6 +23,7 @@ from multidict import CIMultiDictProxy
 from yarl import URL
 
 from extractor.clock import Clock
+from extractor.config import is_loopback
 from extractor.errors import BodyTooLarge, NetworkError, RedirectRefused, RequestError, StatusError
 
 __all__ = ("FetchLimits", "Fetcher", "Request", "Response")
@@ -99,9 +100,9 @@ def parse_date(text: str) -> datetime | None:
     """An HTTP date as aware UTC, or None."""
     try:
         moment = parsedate_to_datetime(text)
-    except (TypeError, ValueError):
+        return moment.astimezone(UTC) if moment.tzinfo else None
+    except (TypeError, ValueError, OverflowError):
         return None
-    return moment if moment.tzinfo else None
 
 
 class Fetcher:
@@ -118,14 +119,12 @@ class Fetcher:
         clock: Clock,
         user_agent: str,
         spool_folder: Callable[[], Path],
-        trust_environment: bool = True,
     ) -> None:
         self._base = base_url.rstrip("/")
         self._limits = limits
         self._clock = clock
         self._spool_folder = spool_folder
         self._user_agent = user_agent
-        self._trust_environment = trust_environment
         self._session: aiohttp.ClientSession | None = None
         self.received_bytes = 0
 
@@ -139,7 +138,7 @@ class Fetcher:
             headers={"User-Agent": self._user_agent, "Accept": "*/*", "Accept-Encoding": "gzip"},
             cookie_jar=aiohttp.DummyCookieJar(),
             # The environment's proxy is honoured, but never for this machine itself.
-            trust_env=self._trust_environment,
+            trust_env=not is_loopback(urlsplit(self._base).hostname or ""),
             skip_auto_headers=("Content-Type",),
             read_bufsize=_CHUNK_BYTES,
             max_line_size=16_384,
@@ -220,8 +219,10 @@ class Fetcher:
                 self.received_bytes += len(chunk)
                 body.add(chunk)
                 if body.size_bytes > self._limits.body_bytes_max:
-                    most = self._limits.body_bytes_max >> 20
-                    raise BodyTooLarge(f"{request.path}: the body has more than {most} MiB (bounds.body_mb)")
+                    most = self._limits.body_bytes_max / (1 << 20)
+                    raise BodyTooLarge(
+                        f"{request.path}: the body has more than {most:g} MiB (bounds.body_mb)"
+                    )
             return Response(
                 status=answer.status,
                 headers=headers,
@@ -297,13 +298,21 @@ def _translate(error: Exception, request: Request) -> RequestError:
         case aiohttp.ConnectionTimeoutError():
             what = "no connection within limits.connect_seconds"
         case aiohttp.ClientConnectorError():
-            what = f"no connection ({error.os_error.strerror or type(error.os_error).__name__})"
+            what = f"no connection ({_reason(error.os_error)})"
         case TimeoutError():
             what = "no byte within limits.idle_seconds"
         case aiohttp.ClientPayloadError():
             what = "the body was cut or is not encoded as it says"
         case aiohttp.ServerDisconnectedError() | aiohttp.ClientOSError() | ConnectionError():
             what = "the connection was reset"
+        case OSError():
+            what = f"the answer could not be kept on disk ({_reason(error)})"
         case _:
             what = f"the answer is no HTTP ({type(error).__name__})"
     return NetworkError(f"{request.path}: {what}")
+
+
+def _reason(error: OSError) -> str:
+    # Not `strerror`: asyncio puts the address into it.
+    number = error.errno or 0
+    return os.strerror(number) if number > 0 else type(error).__name__

@@ -64,8 +64,10 @@ class Ledger:
     notes: dict[str, int] = field(default_factory=dict)
 
     def fail(self, chain: OpenChain, reason: str) -> None:
-        """A chain is given up."""
-        chain.failure = chain.failure or reason
+        """A chain is given up; it counts once, whatever else goes wrong with it."""
+        if chain.failure:
+            return
+        chain.failure = reason
         self.failure_count += 1
         if len(self.failures) < _FAILURES_KEPT:
             self.failures.append(reason)
@@ -98,7 +100,8 @@ class Ledger:
             return Outcome(status="held", reason=self.drift_refused)
         if not self.chains:
             return self._unasked(parent)
-        if self.absent and self.absent == self.failure_count == len(self.chains):
+        # A page that came makes of a later 404 a chain that was cut off.
+        if self.absent and not self.pages and self.absent == self.failure_count == len(self.chains):
             if had_rows:
                 return Outcome(
                     status="failed", reason="the API has no such resource any more, but the lake has rows"
@@ -118,7 +121,8 @@ class Ledger:
                 status="partial", reason=f"{self.parents_without_value} rows of its parent name no value"
             )
         if parent is not None and parent.status != "complete":
-            return Outcome(status="partial", reason=f"its parent is {parent.status}: {parent.reason}")
+            status: Status = "held" if parent.status == "held" else "partial"
+            return Outcome(status=status, reason=f"its parent is {parent.status}: {parent.reason}")
         return Outcome(status="complete", reason=self._proof())
 
     def _unasked(self, parent: Outcome | None) -> Outcome:
@@ -132,7 +136,11 @@ class Ledger:
             return Outcome(status="complete", reason="its parent has no rows")
         if parent.status == "absent":
             return Outcome(status="absent", reason="its parent is absent")
-        return Outcome(status="skipped", reason=f"its parent is {parent.status}: {parent.reason}")
+        # What is held when a table is judged here is held by the schema policy, and then so are its children.
+        status: Status = parent.status if parent.status in ("denied", "held") else "failed"
+        return Outcome(
+            status=status, reason=f"never asked for, as its parent is {parent.status}: {parent.reason}"
+        )
 
     def _proof(self) -> str:
         proofs = sorted({chain.chain.proof for chain in self.chains.values()})

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import parse_qsl, urljoin, urlsplit
 
 from extractor.endpoint import (
     Endpoint,
@@ -29,7 +29,8 @@ __all__ = ("Chain", "PageFacts", "fingerprint", "needs_row_count", "pointers_of"
 # So many equal pages in a row are a loop, not a coincidence.
 _REPEATS = 8
 
-_LINK = re.compile(r"<([^>]*)>((?:\s*;\s*[^,;=]+=(?:\"[^\"]*\"|[^,;]*))*)")
+_PARAMETER = r";\s*([^,;=\"]+)(?:=\s*(\"[^\"]*\"|[^,;]*))?"
+_LINK = re.compile(rf"<([^<>]*)>\s*((?:{_PARAMETER}\s*)*)")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,11 +150,17 @@ class Chain:
             self.proof = f"end of chain seen: no next link after page {self.pages}"
             return None
         self._refuse_seen(url)
-        there, here = urlsplit(url), urlsplit(self.base_url)
+        base = self.base_url.rstrip("/")
+        try:
+            there, here = urlsplit(urljoin(base + request.path, url)), urlsplit(base)
+        except ValueError as error:
+            raise PagingError("the next link is no URL") from error
         # A key goes to the configured origin and nowhere else.
-        if there.netloc and (there.scheme, there.netloc) != (here.scheme, here.netloc):
-            raise PagingError(f"the next link leads to another host: {there.scheme}://{there.netloc}")
-        path = there.path.removeprefix(here.path.rstrip("/")) or request.path
+        if (there.scheme, there.netloc) != (here.scheme, here.netloc):
+            raise PagingError(f"the next link leads to another host: {there.scheme}://{there.hostname}")
+        if not there.path.startswith(f"{here.path}/"):
+            raise PagingError("the next link leads out of source.base_url")
+        path = there.path.removeprefix(here.path)
         query = tuple(parse_qsl(there.query, keep_blank_values=True))
         return replace(request, path=path, query=query, page=request.page + 1)
 
@@ -177,7 +184,8 @@ class Chain:
     def _next_offset(self, request: PageRequest, page: PageFacts, paging: OffsetPaging) -> PageRequest | None:
         total = self._note_total(page.facts.get(paging.total_pointer)) if paging.total_pointer else None
         offset = int(dict(request.query)[paging.offset_param])
-        rows = page.rows or 0
+        # Rows beyond the limit came before, or were not asked for: counting them would skip what follows.
+        rows = min(page.rows or 0, paging.limit)
         if total is not None and offset + rows >= total:
             self.proof = f"total matched: {offset + rows} of {total} rows"
         elif rows == 0 or (total is None and rows < paging.limit):
@@ -218,15 +226,8 @@ def _text(value: object) -> str:
 
 def _next_link(header: str) -> str:
     """The target of `rel="next"` in a Link header (RFC 8288), or an empty text."""
-    for target, parameters in _LINK.findall(header):
-        for name, value in _parameters(parameters):
-            if name == "rel" and "next" in value.lower().split():
-                return str(target)
+    for link in _LINK.finditer(header):
+        for name, value in re.findall(_PARAMETER, link[2]):
+            if name.strip().lower() == "rel" and "next" in value.strip().strip('"').lower().split():
+                return link[1]
     return ""
-
-
-def _parameters(text: str) -> Iterable[tuple[str, str]]:
-    for part in text.split(";"):
-        name, equals, value = part.partition("=")
-        if equals:
-            yield name.strip().lower(), value.strip().strip('"')

@@ -11,8 +11,8 @@ import os
 import random
 import secrets
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -40,7 +40,14 @@ from extractor.commit import (
     roll_forward,
 )
 from extractor.config import Account, Config, KeySources, SecretText, find_key
-from extractor.errors import AuthError, ConfigError, ExtractError, LakeError, RequestError
+from extractor.errors import (
+    AuthError,
+    ConfigError,
+    ExtractError,
+    LakeError,
+    RequestError,
+    SourceUnreachable,
+)
 from extractor.events import Committed, Observer, RunFinished, RunStarted, TableFinished, Warned, ignore
 from extractor.fetch import Fetcher, FetchLimits, Request, parse_date
 from extractor.lane import Budget, DecodeBounds, Executor, Lane, Part, Sink, ThreadExecutor
@@ -183,6 +190,28 @@ def _keyring() -> str | None:
     return key if isinstance(key, str) else None
 
 
+@contextmanager
+def unwrapped() -> Iterator[None]:
+    """Let an error that ends the run leave its task groups as itself, the most telling one if there are several."""
+    try:
+        yield
+    except BaseExceptionGroup as group:
+        leaves = list(_leaves(group))
+        for kind in (AuthError, LakeError, ExtractError, Exception):
+            for error in leaves:
+                if isinstance(error, kind):
+                    raise error from error.__cause__
+        raise
+
+
+def _leaves(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:
+    for error in group.exceptions:
+        if isinstance(error, BaseExceptionGroup):
+            yield from _leaves(error)
+        else:
+            yield error
+
+
 class _WriterSink:
     """A table's writer as the lane's sink: its work is done off the event loop."""
 
@@ -252,11 +281,14 @@ class _Run:
         try:
             report = await self._read_and_commit(leases, interruption)
         except BaseException as error:
+            gravest = _gravest(error)
             with anyio.CancelScope(shield=True):
                 await self._executor.run(
-                    self._abandon, leases, before is None and isinstance(error, AuthError)
+                    self._abandon, leases, before is None and isinstance(gravest, AuthError)
                 )
-            raise
+            if gravest is error:
+                raise
+            raise gravest from error
         self._observer(RunFinished(run_id=report.run_id, status=report.status, exit_code=report.exit_code))
         return report
 
@@ -318,7 +350,7 @@ class _Run:
                 await reader.connect(stack)
             await read_all(self._readers, budget, self._clock, interruption, self._config.limits.run_seconds)
         for reader in self._readers:
-            self._provenance.update(reader.provenance)
+            self._provenance[reader.account.name] = reader.provenance
             self._warnings.extend(reader.warnings)
 
     def _open_reader(
@@ -354,6 +386,7 @@ class _Run:
             policy=run.schema,
             pii=run.pii,
             secrets_allowed=table.name in run.secret,
+            customer_data_allowed="customer_data" in run.allow,
         )
 
     def _sink(self, table: TablePlan, account: str, now: datetime) -> Sink:
@@ -519,6 +552,21 @@ class _Run:
         self._observer(Warned(message=message))
 
 
+def _gravest(error: BaseException) -> BaseException:
+    """Of a group of foreseen errors, as task groups raise it, the one to tell of; anything else as it is."""
+    leaves = [error]
+    while any(isinstance(leaf, BaseExceptionGroup) for leaf in leaves):
+        leaves = [
+            inner
+            for leaf in leaves
+            for inner in (leaf.exceptions if isinstance(leaf, BaseExceptionGroup) else (leaf,))
+        ]
+    if not all(isinstance(leaf, ExtractError) for leaf in leaves):
+        return error
+    kinds = (LakeError, AuthError, SourceUnreachable, ExtractError)
+    return next(leaf for kind in kinds for leaf in leaves if isinstance(leaf, kind))
+
+
 def _outcome(
     planned: TablePlan, table: TableRun, outcomes: Mapping[str, Outcome], prior: TableState | None
 ) -> Outcome:
@@ -545,14 +593,13 @@ def _figures(readers: Sequence[_Reader], seconds: float) -> RequestFigures:
 
 def _message(exit_code: int, tables: Sequence[TableReport], interruption: Interruption) -> str:
     if interruption.exit_code:
-        return f"{interruption.reason}; complete tables are committed, run again for the rest"
+        return interruption.reason
     faults = [table for table in tables if table.status not in ("complete", "absent", "skipped")]
-    faults += [table for table in tables if table.status == "skipped" and table.failures]
     match exit_code:
         case 0:
             return ""
         case 4:
-            return "the key may read nothing that was selected; see skysql-extract check"
+            return "the key may read nothing that was selected"
         case _ if faults:
             first = faults[0]
             more = f" and {len(faults) - 1} more" if len(faults) > 1 else ""
@@ -585,7 +632,7 @@ class _Reader:
     ) -> None:
         self.account = account
         self.priors = priors
-        self.provenance: dict[str, object] = {}
+        self.provenance: Mapping[str, object] = {}
         self.warnings: list[str] = []
         self.tables: dict[str, TableRun] = {}
         self._config = config
@@ -605,7 +652,14 @@ class _Reader:
         self._key = key
         tokens = None
         if config.source.auth == "bearer":
-            tokens = TokenSource(self._exchange, world.clock, observer, account=account.name)
+            tokens = TokenSource(
+                self._exchange,
+                world.clock,
+                observer,
+                account=account.name,
+                policy=_retry_policy(config),
+                chance=world.chance,
+            )
         limits = config.limits
         limiter = Limiter(
             Limits(
@@ -623,10 +677,10 @@ class _Reader:
             plan=plan,
             tables=self.tables,
             credential=Credential(key=key, tokens=tokens),
-            organization=account.organization,
+            organization=account.organization or config.source.organization,
             fetcher=self._fetchers[0],
             limiter=limiter,
-            policy=RetryPolicy(attempts=limits.retry_attempts, longest_seconds=limits.retry_seconds),
+            policy=_retry_policy(config),
             base_url=config.source.base_url,
             pages_max=config.bounds.pages,
             clock=world.clock,
@@ -698,9 +752,15 @@ class _Reader:
             await stack.enter_async_context(fetcher)
         tokens = self.run.tokens
         if tokens is not None:
-            await tokens.get()
-            await self._keep_keyinfo()
-            self.provenance[self.account.name] = {**self.provenance, "token": dict(tokens.provenance)}
+            try:
+                await tokens.get()
+            except RequestError as error:
+                url = self._config.source.token_url
+                raise SourceUnreachable(
+                    f"{url} could not be reached: {error.message}; "
+                    "check source.token_url and the network, then run again"
+                ) from error
+            self.provenance = {"key": await self._keyinfo(), "token": dict(tokens.provenance)}
 
     def _start(self, work: Callable[[], Coroutine[Any, Any, None]], /) -> None:
         assert self._tasks is not None
@@ -723,8 +783,8 @@ class _Reader:
         )
         return read_token_answer(response.read(), date_header=parse_date(response.headers.get("date", "")))
 
-    async def _keep_keyinfo(self) -> None:
-        """Keep what the identity service says of the key; it is provenance, so that a run goes on without it."""
+    async def _keyinfo(self) -> Mapping[str, object]:
+        """What the identity service says of the key; it is provenance, so that a run goes on without it."""
         try:
             response = await self._fetchers[2].fetch(
                 self._identity_request("GET", self._config.source.keyinfo_url)
@@ -732,8 +792,8 @@ class _Reader:
             facts = read_keyinfo(response.read())
         except (RequestError, AuthError) as error:
             self.warnings.append(f"account {self.account.name}: keyinfo gave no answer ({error.message})")
-            return
-        self.provenance["key"] = {
+            return {}
+        return {
             "jti": facts.jti,
             "exp": facts.exp.isoformat() if facts.exp else None,
             "scopes": list(facts.scopes),
@@ -794,6 +854,11 @@ def _identity_urls(config: Config) -> tuple[str, str]:
         return f"{parts.scheme}://{parts.netloc}"
 
     return origin(config.source.token_url), origin(config.source.keyinfo_url)
+
+
+def _retry_policy(config: Config) -> RetryPolicy:
+    limits = config.limits
+    return RetryPolicy(attempts=limits.retry_attempts, longest_seconds=limits.retry_seconds)
 
 
 def _fetch_limits(config: Config) -> FetchLimits:

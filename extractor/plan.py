@@ -128,18 +128,21 @@ def make_plan(endpoints: Mapping[str, Endpoint], config: Config) -> Plan:
     """Choose the tables.
 
     Raises:
-        ConfigError: a glob or tag that matches nothing, with the nearest name; a selection that is empty.
+        ConfigError: a glob, tag or table that there is not, with the nearest name; a selection that is empty.
     """
     run = config.run
     named = {pattern for pattern in run.include if pattern in endpoints}
     for key, patterns in (
         ("run.include", run.include),
         ("run.exclude", run.exclude),
-        ("run.secret", run.secret),
     ):
         for pattern in patterns:
             if not fnmatch.filter(endpoints, pattern):
                 raise ConfigError(f"{key}: {pattern!r} matches no endpoint{_nearest(pattern, endpoints)}")
+    for key, names in (("run.secret", run.secret), ("checks", tuple(config.table_checks))):
+        for name in names:
+            if name not in endpoints:
+                raise ConfigError(f"{key}: {name!r} is the name of no endpoint{_nearest(name, endpoints)}")
     tags = {tag for endpoint in endpoints.values() for tag in endpoint.tags}
     for tag in run.tags:
         if tag not in tags:
@@ -147,7 +150,7 @@ def make_plan(endpoints: Mapping[str, Endpoint], config: Config) -> Plan:
     chosen: dict[str, TablePlan] = {}
     for name, endpoint in endpoints.items():
         if _is_selected(endpoint, config, named):
-            reason = _refusal(endpoint, config)
+            reason = _refusal(endpoint, config) or _refusal_of_parents(endpoint, endpoints, config)
             chosen[name] = TablePlan(endpoint=endpoint, mode="skip" if reason else "run", reason=reason)
     if not any(table.mode == "run" for table in chosen.values()):
         why = "; ".join(table.reason for table in chosen.values()) or "everything is excluded"
@@ -182,6 +185,16 @@ def _refusal(endpoint: Endpoint, config: Config) -> str:
             return f"{name} holds personal data and run.pii is drop"
         case _:
             return ""
+
+
+def _refusal_of_parents(endpoint: Endpoint, endpoints: Mapping[str, Endpoint], config: Config) -> str:
+    """Why an ancestor may not be asked, not even for the values that its children need."""
+    if endpoint.parent is None:
+        return ""
+    parent = endpoints[endpoint.parent.endpoint]
+    if parent.class_ in ("secret", "customer_data") and (reason := _refusal(parent, config)):
+        return f"{endpoint.name} needs the rows of {parent.name}, and {reason}"
+    return _refusal_of_parents(parent, endpoints, config)
 
 
 def _add_parents(chosen: dict[str, TablePlan], endpoint: Endpoint, endpoints: Mapping[str, Endpoint]) -> None:
@@ -226,15 +239,13 @@ def plan_windows(
 
     Spans are aligned to whole steps, so that every run cuts time alike.
     """
+    # A clock that went back must not leave the open window out.
+    first = min(done_until or _since(window, since, now), now)
     if not window.step:
-        start = done_until or _since(window, since, now)
-        return (Span(label="all", start=start, end=None),)
-    start = _floor(done_until or _since(window, since, now), window.step)
-    spans = []
-    for label in holes:
-        hole = _floor(datetime.fromisoformat(label).replace(tzinfo=UTC), window.step)
-        if hole < start:
-            spans.append(_span(hole, window.step))
+        return (Span(label="all", start=first, end=None),)
+    start = _floor(first, window.step)
+    missed = {_floor(datetime.fromisoformat(hole).replace(tzinfo=UTC), window.step) for hole in holes}
+    spans = [_span(hole, window.step) for hole in sorted(missed) if hole < start]
     while start <= now:
         span = _span(start, window.step)
         spans.append(span)

@@ -56,8 +56,8 @@ class Preview:
         return asdict(self)
 
 
-def preview(config: Config, *, key_file: str = "") -> Preview:
-    """Look ahead.
+def preview(config: Config, *, key_file: str = "", now: datetime | None = None) -> Preview:
+    """Look ahead from `now`, by default this moment.
 
     Raises:
         ConfigError: as `run` would.
@@ -72,8 +72,11 @@ def preview(config: Config, *, key_file: str = "") -> Preview:
     entry = log.newest()
     accounts = [account.name for account in config.accounts] or ["default"]
     last = _last_requests(entry)
+    now = now or datetime.now(UTC)
     tables = tuple(
-        _table(planned, account, config, log, entry, last) for account in accounts for planned in plan.tables
+        _table(planned, account, config, log, entry, last, now)
+        for account in accounts
+        for planned in plan.tables
     )
     known = sum(table.requests_known for table in tables)
     estimates = [table.requests_estimated for table in tables if table.status != "skipped"]
@@ -98,6 +101,7 @@ def _table(
     log: CommitLog,
     entry: LogEntry | None,
     last: Mapping[tuple[str, str], int],
+    now: datetime,
 ) -> PreviewTable:
     endpoint = planned.endpoint
     reference = entry.tables.get((planned.name, account)) if entry is not None else None
@@ -114,7 +118,7 @@ def _table(
         spans = plan_windows(
             endpoint.sync.window,
             since=config.run.since,
-            now=datetime.now(UTC),
+            now=now,
             done_until=datetime.fromisoformat(done) if done else None,
             holes=holes,
         )

@@ -125,8 +125,13 @@ class Frontier(Generic[R]):
         )
 
     def _promote(self, now: float) -> None:
+        due: list[R] = []
         while self._waiting and self._waiting[0][0] <= now:
-            _, _, request = heapq.heappop(self._waiting)
+            due.append(heapq.heappop(self._waiting)[2])
+        for request in due:
+            self._ready.setdefault(self._group(request), deque())
+        # The last one first, so that in front of its group stands what was due earliest.
+        for request in reversed(due):
             self._push(request, is_first=True)
 
     def _push(self, request: R, *, is_first: bool = False) -> None:

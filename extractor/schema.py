@@ -284,14 +284,18 @@ def plan_schema(
     policy: Literal["evolve", "rescue", "fail"] = "evolve",
     pii: Literal["keep", "hash", "drop"] = "keep",
     secrets_allowed: bool = False,
+    customer_data_allowed: bool = False,
 ) -> TableSchema:
     """The schema of a table before its first answer: what the lake has pinned, then what the catalogue adds.
 
     A catalogue type that differs from the pinned one makes a new column `name__v2`; the old one stays, null.
     """
-    dropped_classes = {"secret"} - ({"secret"} if secrets_allowed else set()) | (
-        {"pii"} if pii == "drop" else set()
-    )
+    refused = {
+        "secret": not secrets_allowed,
+        "customer_data": not customer_data_allowed,
+        "pii": pii == "drop",
+    }
+    dropped_classes = {class_ for class_, is_refused in refused.items() if is_refused}
     drops = tuple(column.path for column in endpoint.columns if column.class_ in dropped_classes)
     hashes = tuple(column.path for column in endpoint.columns if column.class_ == "pii" and pii == "hash")
     fields = [_pinned_field(entry) for entry in pinned]
@@ -379,7 +383,9 @@ def cast_column(column: pa.Array, column_type: ColumnType) -> pa.Array:
                 column.offsets, values, type=arrow_type(column_type), mask=_null_mask(column)
             )
         case StructType(fields):
-            inner = [cast_column(column.field(index), field) for index, (_, field) in enumerate(fields)]
+            # Not `field`: where the struct is null, its fields hold empty texts, which are no times.
+            members = column.flatten()
+            inner = [cast_column(members[index], field) for index, (_, field) in enumerate(fields)]
             target = arrow_type(column_type)
             return pa.StructArray.from_arrays(inner, fields=list(target), mask=_null_mask(column))
         case MapType(value):
@@ -471,7 +477,7 @@ def _fit_scalar(value: object, name: str) -> object:
             return value
         case (("int64" | "epoch"), int()) if -(2**63) <= value < 2**63:
             return value if name == "int64" or is_castable(value, Scalar(name)) else MISSING
-        case ("int64" | "epoch"), float() if value.is_integer():
+        case (("int64" | "epoch"), float()) if value.is_integer():
             return _fit_scalar(int(value), name)
         case "float64", int():
             return float(value) if abs(value) <= 2**53 else MISSING
@@ -502,8 +508,6 @@ def _fit_decimal(value: int | float | Decimal | str) -> object:
 
 
 def is_castable(value: object, column_type: ColumnType) -> bool:
-    """True for a time or an epoch that the column takes."""
-    """True for a time or an epoch that the column takes."""
     """True for a time or an epoch that the column takes."""
     try:
         cast_column(pa.array([value], read_type(column_type)), column_type)

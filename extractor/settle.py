@@ -132,7 +132,8 @@ def _held_back(reading: Reading, unique: Uniqueness) -> Outcome | None:
 
 def _warnings(reading: Reading, unique: Uniqueness) -> Iterable[str]:
     name = reading.endpoint.name
-    if unique.repeated:
+    # Neighbouring windows may both give what lies on their boundary: that is meant.
+    if unique.repeated and reading.endpoint.sync.kind != "window":
         yield f"{name}: {unique.repeated} rows came twice and stand once"
     if unique.without_key:
         yield f"{name}: {unique.without_key} rows have no whole key {list(reading.endpoint.key)}"
@@ -219,7 +220,7 @@ def _report(reading: Reading, outcome: Outcome, added: Sequence[DataFile] = ()) 
         size_bytes=sum(file.size_bytes for file in added),
         reason=outcome.reason,
         failures=tuple(ledger.failures),
-        is_drift_refused=bool(ledger.drift_refused),
+        is_drift_refused=reading.outcome.status == "held",
     )
 
 

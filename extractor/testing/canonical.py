@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from datetime import datetime
+from decimal import Decimal
 
-import orjson
 import pyarrow as pa
 
 from extractor.digest import format_time, normalise
@@ -30,17 +31,17 @@ def canonical(table: pa.Table) -> Iterator[dict[str, object]]:
 
 
 def _restore(row: dict[str, object], rescued: object, schema: pa.Schema) -> dict[str, object]:
-    restored: dict[str, object] = {}
-    for name, value in row.items():
-        base, version, number = name.rpartition(_VERSION)
-        target = base if version and number.isdigit() else name
-        if value is not None or target not in restored:
-            restored[target] = value
     for name in [name for name in row if name.endswith(NANOS)]:
         time = name.removesuffix(NANOS)
-        if time in schema.names and pa.types.is_timestamp(schema.field(time).type):
-            restored[time] = _with_nanos(restored[time], restored.pop(name))
-    left = orjson.loads(rescued) if isinstance(rescued, str) else {}
+        if time in row and pa.types.is_timestamp(schema.field(time).type):
+            row[time] = _with_nanos(row[time], row.pop(name))
+    restored: dict[str, object] = {}
+    for name, value in row.items():
+        base, _, number = name.rpartition(_VERSION)
+        target = base if base in row and number.isdigit() else name
+        if value is not None or target not in restored:
+            restored[target] = value
+    left = _read_json(rescued) if isinstance(rescued, str) else {}
     whole = _merge(restored, left)
     assert isinstance(whole, dict)
     normal = normalise(whole)
@@ -52,7 +53,17 @@ def _with_nanos(time: object, nanos: object) -> object:
     if not isinstance(nanos, int) or not isinstance(time, str):
         return time
     head, _, fraction = time.removesuffix("Z").partition(".")
-    return f"{head}.{fraction.ljust(6, '0')}{nanos:03d}".rstrip("0") + "Z"
+    return f"{head}.{fraction.ljust(6, '0')}{nanos:03d}".rstrip("0").rstrip(".") + "Z"
+
+
+def _read_json(text: str) -> object:
+    """The value with every digit of its numbers."""
+    return json.loads(text, parse_float=_exact_number)
+
+
+def _exact_number(text: str) -> float | Decimal:
+    nearest = float(text)
+    return nearest if Decimal(repr(nearest)) == Decimal(text) else Decimal(text)
 
 
 def _merge(base: object, left: object) -> object:
@@ -84,7 +95,7 @@ class _Reader:
             case None:
                 return None
             case str() if self._is_json:
-                return orjson.loads(value)
+                return _read_json(value)
             case datetime():
                 return format_time(value)
             case list() if pa.types.is_map(self._type):
