@@ -113,9 +113,15 @@ def _next_steps(lake: str) -> str:
     if folder:
         lines += [
             f"  duckdb -c \"SELECT * FROM read_parquet('{folder}/*.parquet')\"",
-            f"  python -c \"import pyarrow.parquet as pq; print(pq.read_table('{folder}').to_pylist()[0])\"",
+            f"  {_python()} -c \"import pyarrow.parquet as pq; print(pq.read_table('{folder}').to_pylist()[0])\"",
         ]
     return "\n".join(lines)
+
+
+def _python() -> str:
+    """The interpreter that has what the line needs: this one, by its shortest name."""
+    here = Path(sys.executable)
+    return str(here.relative_to(Path.cwd())) if here.is_relative_to(Path.cwd()) else str(here)
 
 
 def _folder(lake: str) -> str:
