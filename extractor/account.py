@@ -138,6 +138,7 @@ class AccountRun:
         self._children = {table.name: plan.children_of(table.name) for table in plan.active}
         self._known_good: PageRequest | None = None
         self._is_reached = False
+        self._is_refused = False
         self._probe = anyio.Lock()
         self._probed_good_at = float("-inf")
 
@@ -146,8 +147,17 @@ class AccountRun:
         """The source of bearer tokens, where they are used."""
         return self._credential.tokens
 
+    def refuse(self, reason: str) -> None:
+        """The key is refused: nothing of this account can be read."""
+        self._is_refused = True
+        for table in self.tables.values():
+            table.ledger.denied = table.ledger.denied or reason
+        self.frontier.forget()
+
     def start(self) -> None:
         """Put the first request of every chain that needs no parent into the frontier."""
+        if self._is_refused:
+            return
         for planned in self._plan.active:
             table = self.tables[planned.name]
             for request in first_requests(planned.endpoint, self.name, table.spans):
@@ -380,9 +390,7 @@ class AccountRun:
     def _fall_back(self, table: TableRun, request: PageRequest) -> None:
         """The endpoint must be asked parent by parent after all."""
         table.ledger.chains.pop(request.chain)
-        table.ledger.note(
-            f"{table.endpoint.name}: asked row by row of its parent, as the API refused it whole"
-        )
+        table.ledger.note("asked row by row of its parent, as the API refused it whole")
         table.is_dormant = False
         # Marks the table as asked by parent even while the parent has given no row yet.
         table.ledger.parents += 1
@@ -454,7 +462,7 @@ class AccountRun:
             self._credential.tokens.invalidate(token.generation)
             self.frontier.put_back(request, not_before=self._clock.monotonic())
             return
-        if await self._is_refused(request):
+        if await self._is_key_refused(request):
             raise AuthError(
                 f"account {self.name}: the API key is refused ({_told(failure)}): it is wrong, expired or revoked; "
                 "see skysql-extract check"
@@ -463,7 +471,7 @@ class AccountRun:
             table.ledger.denied = f"{request.label}: the key may not read this (401)"
         self._give_up(table, request, table.ledger.denied or f"{request.label}: {_told(failure)}")
 
-    async def _is_refused(self, request: PageRequest) -> bool:
+    async def _is_key_refused(self, request: PageRequest) -> bool:
         """Tell a key that is refused everywhere from one that may not read this: ask for something else."""
         asked_at = self._clock.monotonic()
         async with self._probe:

@@ -7,8 +7,9 @@ from importlib.metadata import PackageNotFoundError, version
 
 from extractor.config import Config
 from extractor.events import Observer, ignore
-from extractor.pipeline import extract, stream
+from extractor.pipeline import extract
 from extractor.report import RunReport
+from extractor.stream import stream
 
 __all__ = ("__version__", "extract", "run", "stream")
 

@@ -107,7 +107,9 @@ def _event_dates(batch: pa.RecordBatch, cursor: str) -> pa.Array:
         is_date = pc.match_substring_regex(head, r"^\d{4}-(0[1-9]|1[0-2])-(0[1-9]|[12]\d|3[01])$")
         text = pc.if_else(pc.fill_null(is_date, False), head, pa.scalar(None, pa.string()))
         moments = pc.strptime(text, format="%Y-%m-%d", unit="s", error_is_null=True)
-        return moments.cast(pa.date32())
+        # strptime makes 3 March of 31 February, and knows a year 0.
+        is_day = pc.and_(pc.equal(pc.strftime(moments, format="%Y-%m-%d"), text), pc.greater(text, "0001"))
+        return pc.if_else(is_day, moments, pa.scalar(None, moments.type)).cast(pa.date32())
     return pa.nulls(batch.num_rows, pa.date32())
 
 

@@ -205,6 +205,11 @@ def _check_parent(endpoint: Endpoint, endpoints: Mapping[str, Endpoint]) -> None
             raise ConfigError(f"{where} parent: {' → '.join((*chain, above.name))} goes round in a circle")
         chain.append(above.name)
         above = endpoints.get(above.parent.endpoint) if above.parent else None
+    if endpoint.sync.kind == "snapshot" and parent.sync.kind != "snapshot":
+        # A run sees the parent's new rows only: a snapshot of their children would lose those of all others.
+        raise ConfigError(
+            f'{where} sync: must be "append", as its parent {parent.name} is read by {parent.sync.kind}'
+        )
     if not parent.columns:
         return  # what its rows hold is known at the first answer only
     for key, values in (("parent.params", endpoint.parent.params.items()), ("keep", endpoint.keep)):

@@ -144,6 +144,8 @@ class Fetcher:
             max_line_size=16_384,
             max_field_size=32_768,
         )
+        # Left to itself aiohttp sends a request again when a kept connection was reset: behind the limiter's back.
+        self._session._retry_connection = False
         return self
 
     async def __aexit__(self, *_: object) -> None:

@@ -82,7 +82,7 @@ class Chain:
     total: int | None = None
     """Rows that the server says there are: the smallest it has said."""
     proof: str = ""
-    notes: list[str] = field(default_factory=list)
+    notes: set[str] = field(default_factory=set)
     _tokens: set[str] = field(default_factory=set)
     _last: bytes = b""
     _repeats: int = 0
@@ -173,6 +173,10 @@ class Chain:
             self.proof = f"end of chain seen: page {number} of {pages}"
         elif pages is None and total is not None and self.rows >= total:
             self.proof = f"total matched: {self.rows} rows"
+        elif page.rows == 0 and total is not None and self.rows < total:
+            raise PagingError(
+                f"page {number} has no rows, though the server says {total} and {self.rows} came"
+            )
         elif page.rows == 0 or (
             pages is None and total is None and page.rows is not None and page.rows < size
         ):
@@ -186,6 +190,8 @@ class Chain:
         offset = int(dict(request.query)[paging.offset_param])
         # Rows beyond the limit came before, or were not asked for: counting them would skip what follows.
         rows = min(page.rows or 0, paging.limit)
+        if total is not None and rows == 0 and offset < total:
+            raise PagingError(f"no rows at offset {offset}, though the server says that there are {total}")
         if total is not None and offset + rows >= total:
             self.proof = f"total matched: {offset + rows} of {total} rows"
         elif rows == 0 or (total is None and rows < paging.limit):
@@ -198,7 +204,7 @@ class Chain:
         count = _count(value)
         if count is not None:
             if self.total is not None and count != self.total:
-                self.notes.append(f"the total changed from {self.total} to {count} while it was read")
+                self.notes.add("the total changed while it was read")
             self.total = count if self.total is None else min(self.total, count)
         return count
 

@@ -17,8 +17,8 @@ from extractor.clock import SystemClock
 from extractor.config import Account, Config, SecretText
 from extractor.errors import AuthError, ConfigError, LakeError, RequestError, StatusError
 from extractor.fetch import Fetcher, FetchLimits, Request, Response, parse_date
-from extractor.pipeline import find_accounts, user_agent
 from extractor.plan import first_requests, make_plan
+from extractor.reader import find_accounts, user_agent
 from extractor.stores import open_store
 
 __all__ = ("Finding", "preflight")

@@ -72,9 +72,9 @@ def settle_table(store: Store, reading: Reading, writer: TableWriter) -> Settled
         store,
         reading.stamp.run_id,
         staged,
-        reading.endpoint.key,
+        _columns_of(reading, reading.endpoint.key),
         present=_present_files(reading, staged),
-        mutable=reading.endpoint.sync.mutable,
+        mutable=_columns_of(reading, reading.endpoint.sync.mutable),
         compression=reading.compression,
     )
     held = None if reading.is_accepted else _held_back(reading, unique)
@@ -83,6 +83,12 @@ def settle_table(store: Store, reading: Reading, writer: TableWriter) -> Settled
     warnings = tuple(_warnings(reading, unique))
     settled = _new_state(store, reading, writer, list(unique.staged))
     return replace(settled, warnings=warnings)
+
+
+def _columns_of(reading: Reading, keys: Sequence[str]) -> list[str]:
+    """The columns that hold those keys of the answer now: a corrected type has a column of its own."""
+    names = {field.source: field.name for field in reading.schema.live}
+    return [names.get(key, key) for key in keys]
 
 
 def _windows_to_commit(reading: Reading) -> frozenset[str] | None:

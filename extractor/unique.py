@@ -65,8 +65,9 @@ def make_unique(
     passes = -(-rows // _ROWS_PER_PASS)
     without_key = 0
     doubled: list[pa.Table] = []
+    schema = _key_schema(store, sources, key)
     for share in range(passes):
-        table = _read_keys(store, sources, key, share, passes)
+        table = _read_keys(store, sources, schema, share, passes)
         is_whole = _all_valid(table, key)
         without_key += (
             pc.sum(pc.and_(pc.invert(is_whole), pc.greater_equal(table[_FILE], _ZERO))).as_py() or 0
@@ -87,21 +88,39 @@ def _doubled(table: pa.Table, key: Sequence[str]) -> pa.Table:
     return table.join(often, keys=list(key), join_type="inner", use_threads=False).select(table.schema.names)
 
 
+def _key_schema(store: Store, sources: Sequence[tuple[str, int]], key: Sequence[str]) -> pa.Schema:
+    """The key columns as the newest file has them; a file without one of them has nulls there."""
+    types: dict[str, pa.DataType] = {}
+    for path, _ in sources:
+        with store.open_input(path) as stream:
+            present = pq.read_schema(pa.PythonFile(stream, mode="r"))
+        types |= {name: present.field(name).type for name in key if name in present.names}
+    return pa.schema([(name, types.get(name, pa.string())) for name in key])
+
+
 def _read_keys(
-    store: Store, sources: Sequence[tuple[str, int]], key: Sequence[str], share: int, passes: int
+    store: Store, sources: Sequence[tuple[str, int]], schema: pa.Schema, share: int, passes: int
 ) -> pa.Table:
     """The key columns of all sources with file and row numbers; of several passes, the rows of one share."""
     parts: list[pa.Table] = []
     for path, number in sources:
         with store.open_input(path) as stream:
             file = pq.ParquetFile(pa.PythonFile(stream, mode="r"))
-            schema = pa.schema([file.schema_arrow.field(name).remove_metadata() for name in key])
+            names = [name for name in schema.names if name in file.schema_arrow.names]
             offset = 0
             parts.append(_numbered(schema.empty_table(), number, 0))
-            for batch in file.iter_batches(columns=list(key), use_threads=False):
-                table = _numbered(pa.Table.from_batches([batch]).cast(schema), number, offset)
+            # Of a file without any of them, some column must say how many rows there are.
+            for batch in file.iter_batches(columns=names or file.schema_arrow.names[-1:], use_threads=False):
+                arrays = [
+                    batch.column(field.name).cast(field.type)
+                    if field.name in names
+                    else pa.nulls(batch.num_rows, field.type)
+                    for field in schema
+                ]
+                table = _numbered(pa.Table.from_arrays(arrays, schema=schema), number, offset)
                 offset += batch.num_rows
-                parts.append(table if passes == 1 else table.filter(_is_share(table, key, share, passes)))
+                is_share = None if passes == 1 else _is_share(table, schema.names, share, passes)
+                parts.append(table if is_share is None else table.filter(is_share))
     return pa.concat_tables(parts).combine_chunks()
 
 
@@ -144,7 +163,6 @@ def _drop(
     compression: str,
     without_key: int,
 ) -> Uniqueness:
-    positions: dict[int, set[int]] = {}
     first: dict[tuple[object, ...], tuple[int, int]] = {}
     later: list[tuple[tuple[object, ...], int, int]] = []
     ordered = rows.sort_by([(_FILE, "ascending"), (_ROW, "ascending")])
@@ -153,19 +171,15 @@ def _drop(
         identity = tuple(values)
         if identity not in first:
             first[identity] = (file, row)
-        else:
+        elif file >= 0:
             later.append((identity, file, row))
-            positions.setdefault(file, set()).add(row)
     wanted: dict[int, set[int]] = {}
-    for file, row in first.values():
-        wanted.setdefault(file, set()).add(row)
-    contents = _contents(
-        store,
-        run_id,
-        staged,
-        {k: wanted.get(k, set()) | positions.get(k, set()) for k in range(len(staged))},
-        mutable,
-    )
+    for identity, file, row in later:
+        known_file, known_row = first[identity]
+        if known_file >= 0:  # what stands in the lake stays, whatever came now
+            wanted.setdefault(known_file, set()).add(known_row)
+            wanted.setdefault(file, set()).add(row)
+    contents = _contents(store, run_id, staged, wanted, mutable)
     conflicts: list[str] = []
     repeated = known = 0
     dropped: dict[int, set[int]] = {}

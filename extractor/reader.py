@@ -1,0 +1,472 @@
+"""The reading half of a run: one account's tables, lanes, limiter and credential, drained to the end.
+
+What a run takes from outside (clock, chance, environment, executor) and what can end it early are defined here.
+Rows go to the sinks that the caller gives; nothing here knows the log.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from datetime import datetime
+from functools import partial
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import anyio
+import anyio.abc
+
+from extractor.account import AccountRun, Credential, TableRun
+from extractor.auth import TokenAnswer, TokenSource, read_keyinfo, read_token_answer
+from extractor.catalog import load_catalog
+from extractor.clock import Clock
+from extractor.commit import (
+    TableState,
+)
+from extractor.config import Account, Config, KeySources, SecretText, find_key
+from extractor.errors import (
+    AuthError,
+    ConfigError,
+    ExtractError,
+    LakeError,
+    RequestError,
+    SourceUnreachable,
+)
+from extractor.events import Observer
+from extractor.fetch import Fetcher, FetchLimits, Request, parse_date
+from extractor.lane import Budget, DecodeBounds, Executor, Lane, Part, Sink
+from extractor.ledger import Ledger, Outcome
+from extractor.limit import Limiter, Limits
+from extractor.plan import Plan, Span, TablePlan, make_plan, plan_windows
+from extractor.retry import RetryPolicy
+from extractor.schedule import drain
+from extractor.schema import TableSchema
+
+__all__ = (
+    "Interruption",
+    "NoSink",
+    "Reader",
+    "Setup",
+    "World",
+    "find_accounts",
+    "gravest",
+    "outcome_of",
+    "read_all",
+    "set_up",
+    "user_agent",
+)
+
+_GRACE_SECONDS = 5.0
+_START_RATE = 2.0
+"""Requests per second with which an unknown server is first met, where the user chose no ceiling."""
+
+
+class Interruption:
+    """Says that a run is to end early, and why; set from a signal handler or a deadline."""
+
+    def __init__(self) -> None:
+        self.exit_code = 0
+        self.reason = ""
+        self._event = anyio.Event()
+
+    def set(self, exit_code: int, reason: str) -> None:
+        """End the run; the first call counts."""
+        if not self.exit_code:
+            self.exit_code, self.reason = exit_code, reason
+            self._event.set()
+
+    async def wait(self) -> None:
+        await self._event.wait()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class World:
+    """What a run takes from outside."""
+
+    clock: Clock
+    chance: Callable[[], float]
+    environment: Mapping[str, str]
+    executor: Executor | None = None
+    """Threads, unless another is given."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setup:
+    """What is known before the first request."""
+
+    config: Config
+    plan: Plan
+    accounts: tuple[tuple[Account, SecretText], ...]
+
+
+def set_up(config: Config, key_file: str, world: World, accept: Sequence[str]) -> Setup:
+    """Everything that can be wrong before a request is sent."""
+    catalog = load_catalog([Path(folder) for folder in config.source.catalogs], builtin=config.source.builtin)
+    plan = make_plan(catalog.endpoints, config)
+    for name in accept:
+        if name not in catalog.endpoints:
+            raise ConfigError(f"--accept {name}: no such table")
+    return Setup(config=config, plan=plan, accounts=find_accounts(config, key_file, world.environment))
+
+
+def find_accounts(
+    config: Config, key_file: str, environment: Mapping[str, str]
+) -> tuple[tuple[Account, SecretText], ...]:
+    """The accounts of a run with their keys; one called `default` where none are configured."""
+    source = config.source
+    if not config.accounts:
+        sources = KeySources(
+            file_flag=key_file,
+            environment=environment,
+            key_file=source.key_file,
+            key_command=source.key_command,
+            keyring=_keyring,
+        )
+        return ((Account(name="default", organization=source.organization), find_key(sources)),)
+    found = []
+    for account in config.accounts:
+        if not (account.key_file or account.key_env or account.key_command):
+            raise ConfigError(f"[[accounts]] {account.name}: names no key_file, key_env or key_command")
+        sources = KeySources(
+            environment=environment if account.key_env else {},
+            key_file=account.key_file,
+            key_env=account.key_env,
+            key_command=account.key_command,
+        )
+        try:
+            found.append((account, find_key(sources)))
+        except AuthError:
+            where = account.key_env or account.key_file or "its key_command"
+            raise AuthError(f"[[accounts]] {account.name}: {where} holds no API key") from None
+    return tuple(found)
+
+
+def _keyring() -> str | None:
+    """The key in the system keyring, where the optional package `keyring` is installed."""
+    try:
+        import keyring
+    except ImportError:
+        return None
+    try:
+        key = keyring.get_password("skysql-extractor", "api_key")
+    except Exception:  # noqa: BLE001  # whatever a backend raises: a locked keyring is the same as none
+        return None
+    return key if isinstance(key, str) else None
+
+
+class NoSink:
+    """For tables that are read only for the sake of their children."""
+
+    buffered_bytes = 0
+
+    async def take(self, parts: Sequence[Part]) -> None:
+        return
+
+    async def flush(self) -> None:
+        return
+
+
+class Reader:
+    """One account's share of a run, ready to be drained."""
+
+    def __init__(
+        self,
+        config: Config,
+        plan: Plan,
+        account: Account,
+        key: SecretText,
+        *,
+        world: World,
+        observer: Observer,
+        budget: Budget,
+        priors: Mapping[str, TableState],
+        schemas: Mapping[str, TableSchema],
+        sink_of: Callable[[TablePlan], Sink],
+        spool_folder: Callable[[], Path],
+        learnt_rate: float | None,
+    ) -> None:
+        self.account = account
+        self.priors = priors
+        self.provenance: Mapping[str, object] = {}
+        self.warnings: list[str] = []
+        self.tables: dict[str, TableRun] = {}
+        self._config = config
+        self._clock = world.clock
+        self._tasks: anyio.abc.TaskGroup | None = None
+        fetch_limits = _fetch_limits(config)
+        self._fetchers = [
+            Fetcher(
+                url,
+                limits=fetch_limits,
+                clock=world.clock,
+                user_agent=user_agent(),
+                spool_folder=spool_folder,
+            )
+            for url in (config.source.base_url, *_identity_urls(config))
+        ]
+        self._key = key
+        tokens = None
+        if config.source.auth == "bearer":
+            tokens = TokenSource(
+                self._exchange,
+                world.clock,
+                observer,
+                account=account.name,
+                policy=_retry_policy(config),
+                chance=world.chance,
+            )
+        limits = config.limits
+        limiter = Limiter(
+            Limits(
+                requests_per_second=limits.requests_per_second,
+                burst=limits.burst,
+                concurrency=limits.concurrency,
+                starts_at=None if config.is_rate_set else min(_START_RATE, limits.requests_per_second),
+                longest_pause_seconds=max(1.0, limits.retry_seconds),
+            ),
+            world.clock,
+            learnt=learnt_rate,
+        )
+        self.run = AccountRun(
+            account.name,
+            plan=plan,
+            tables=self.tables,
+            credential=Credential(key=key, tokens=tokens),
+            organization=account.organization or config.source.organization,
+            fetcher=self._fetchers[0],
+            limiter=limiter,
+            policy=_retry_policy(config),
+            base_url=config.source.base_url,
+            pages_max=config.bounds.pages,
+            clock=world.clock,
+            chance=world.chance,
+            observer=observer,
+            spawn=self._start,
+        )
+        for planned in plan.active:
+            self.tables[planned.name] = self._table(
+                planned, schemas[planned.name], sink_of(planned), world, budget, spool_folder
+            )
+
+    def _table(
+        self,
+        planned: TablePlan,
+        schema: TableSchema,
+        sink: Sink,
+        world: World,
+        budget: Budget,
+        spool_folder: Callable[[], Path],
+    ) -> TableRun:
+        endpoint = planned.endpoint
+        ledger = Ledger(table=planned.name)
+        bounds = self._config.bounds
+        assert world.executor is not None
+        lane = Lane(
+            endpoint,
+            schema,
+            sink,
+            executor=world.executor,
+            budget=budget,
+            bounds=DecodeBounds(
+                body_bytes=int(bounds.body_mb * (1 << 20)),
+                depth=bounds.depth,
+                archive_ratio=bounds.archive_ratio,
+            ),
+            spool_folder=spool_folder,
+            on_page=self.run.page_decoded,
+            on_failure=self.run.page_failed,
+            on_drift=ledger.note_drift,
+            on_pressure=self._relieve,
+        )
+        return TableRun(
+            endpoint=endpoint,
+            ledger=ledger,
+            lane=lane,
+            spans=self._spans(planned),
+            columns=frozenset(field.source for field in schema.fields),
+            is_dormant=bool(endpoint.parent and endpoint.parent.fallback_on),
+        )
+
+    def _spans(self, planned: TablePlan) -> tuple[Span, ...]:
+        window = planned.endpoint.sync.window
+        if window is None:
+            return ()
+        prior = self.priors.get(planned.name)
+        state = prior.state.get("windows") if prior is not None else None
+        done, holes = None, ()
+        if isinstance(state, Mapping) and state.get("done_until"):
+            done = datetime.fromisoformat(str(state["done_until"]))
+            holes = tuple(state.get("holes") or ())
+        return plan_windows(
+            window, since=self._config.run.since, now=self._clock.now(), done_until=done, holes=holes
+        )
+
+    async def connect(self, stack: AsyncExitStack) -> None:
+        """Open the connections, and take the first token if tokens are used."""
+        for fetcher in self._fetchers:
+            await stack.enter_async_context(fetcher)
+        tokens = self.run.tokens
+        if tokens is not None:
+            try:
+                await tokens.get()
+            except RequestError as error:
+                url = self._config.source.token_url
+                raise SourceUnreachable(
+                    f"{url} could not be reached: {error.message}; "
+                    "check source.token_url and the network, then run again"
+                ) from error
+            self.provenance = {"key": await self._keyinfo(), "token": dict(tokens.provenance)}
+
+    def _start(self, work: Callable[[], Coroutine[Any, Any, None]], /) -> None:
+        assert self._tasks is not None
+        self._tasks.start_soon(work)
+
+    def use(self, tasks: anyio.abc.TaskGroup) -> None:
+        """Let lanes live in this task group."""
+        self._tasks = tasks
+
+    async def _relieve(self) -> None:
+        """Rows fill the budget: write out the table that holds most."""
+        fullest = max(self.tables.values(), key=lambda table: table.lane.sink.buffered_bytes)
+        if fullest.lane.sink.buffered_bytes:
+            await fullest.lane.flush()
+
+    async def _exchange(self) -> TokenAnswer:
+        """Exchange the key for a token (MariaDB ID, `POST` token endpoint)."""
+        response = await self._fetchers[1].fetch(
+            self._identity_request("POST", self._config.source.token_url)
+        )
+        return read_token_answer(response.read(), date_header=parse_date(response.headers.get("date", "")))
+
+    async def _keyinfo(self) -> Mapping[str, object]:
+        """What the identity service says of the key; it is provenance, so that a run goes on without it."""
+        try:
+            response = await self._fetchers[2].fetch(
+                self._identity_request("GET", self._config.source.keyinfo_url)
+            )
+            facts = read_keyinfo(response.read())
+        except (RequestError, AuthError) as error:
+            self.warnings.append(f"account {self.account.name}: keyinfo gave no answer ({error.message})")
+            return {}
+        return {
+            "jti": facts.jti,
+            "exp": facts.exp.isoformat() if facts.exp else None,
+            "scopes": list(facts.scopes),
+            "tenant_id": facts.tenant_id,
+        }
+
+    def _identity_request(self, method: str, url: str) -> Request:
+        parts = urlsplit(url)
+        return Request(
+            method=method,
+            path=parts.path or "/",
+            headers=(("Authorization", f"Token {self._key.reveal()}"), ("Content-Length", "0")),
+        )
+
+
+async def read_all(
+    readers: Sequence[Reader],
+    budget: Budget,
+    clock: Clock,
+    interruption: Interruption,
+    run_seconds: float,
+) -> None:
+    """Drain every account's frontier; return early, with what is decoded, when the run is told to end."""
+    async with anyio.create_task_group() as watch:
+
+        async def stop_when_told() -> None:
+            await interruption.wait()
+            for reader in readers:
+                reader.run.frontier.forget()
+            await clock.sleep_until(clock.monotonic() + _GRACE_SECONDS)
+            drains.cancel_scope.cancel()
+
+        async def stop_in_time() -> None:
+            await clock.sleep_until(clock.monotonic() + run_seconds)
+            interruption.set(9, f"the run's deadline of {run_seconds:g} s passed (limits.run_seconds)")
+
+        watch.start_soon(stop_when_told)
+        if run_seconds:
+            watch.start_soon(stop_in_time)
+        async with anyio.create_task_group() as lanes, anyio.create_task_group() as drains:
+            for reader in readers:
+                reader.use(lanes)
+                reader.run.start()
+                drains.start_soon(partial(_drain, reader, budget, clock, is_alone=len(readers) == 1))
+        watch.cancel_scope.cancel()
+
+
+async def _drain(reader: Reader, budget: Budget, clock: Clock, *, is_alone: bool) -> None:
+    run = reader.run
+    try:
+        await drain(run.frontier, slots=run.limiter, clock=clock, attempt=run.attempt, admit=budget.admit)
+    except* AuthError as group:
+        # Of several accounts the others go on.
+        if is_alone:
+            raise
+        run.refuse(gravest(group).args[0])
+
+
+def _identity_urls(config: Config) -> tuple[str, str]:
+    """The origins of the token and keyinfo endpoints."""
+
+    def origin(url: str) -> str:
+        parts = urlsplit(url)
+        return f"{parts.scheme}://{parts.netloc}"
+
+    return origin(config.source.token_url), origin(config.source.keyinfo_url)
+
+
+def _retry_policy(config: Config) -> RetryPolicy:
+    limits = config.limits
+    return RetryPolicy(attempts=limits.retry_attempts, longest_seconds=limits.retry_seconds)
+
+
+def _fetch_limits(config: Config) -> FetchLimits:
+    limits = config.limits
+    memory = int(limits.memory_mb * (1 << 20))
+    return FetchLimits(
+        connect_seconds=limits.connect_seconds,
+        idle_seconds=limits.idle_seconds,
+        body_bytes_max=int(config.bounds.body_mb * (1 << 20)),
+        # Bodies on their way are at most a quarter of the budget, all together.
+        spool_bytes=min(max(memory // (4 * limits.concurrency), 256 << 10), 4 << 20),
+        redirects=config.bounds.redirects,
+        connections=limits.concurrency,
+    )
+
+
+def user_agent() -> str:
+    """`skysql-extractor/VERSION`."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return f"skysql-extractor/{version('skysql-extractor')}"
+    except PackageNotFoundError:
+        return "skysql-extractor"
+
+
+def outcome_of(
+    planned: TablePlan, table: TableRun, outcomes: Mapping[str, Outcome], prior: TableState | None
+) -> Outcome:
+    parent = planned.endpoint.parent
+    is_asked_whole = parent is None or (bool(parent.fallback_on) and not table.ledger.parents)
+    above = None if is_asked_whole or parent is None else outcomes[parent.endpoint]
+    return table.ledger.outcome(above, had_rows=prior is not None and prior.rows > 0)
+
+
+def gravest(error: BaseException) -> BaseException:
+    """Of a group of foreseen errors, as task groups raise it, the one to tell of; anything else as it is."""
+    leaves = [error]
+    while any(isinstance(leaf, BaseExceptionGroup) for leaf in leaves):
+        leaves = [
+            inner
+            for leaf in leaves
+            for inner in (leaf.exceptions if isinstance(leaf, BaseExceptionGroup) else (leaf,))
+        ]
+    if not all(isinstance(leaf, ExtractError) for leaf in leaves):
+        return error
+    kinds = (LakeError, AuthError, SourceUnreachable, ExtractError)
+    return next(leaf for kind in kinds for leaf in leaves if isinstance(leaf, kind))

@@ -1,0 +1,113 @@
+"""One endpoint as record batches, without a lake."""
+
+from __future__ import annotations
+
+import os
+import random
+import tempfile
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import anyio
+import anyio.abc
+import pyarrow as pa
+
+from extractor.clock import SystemClock
+from extractor.config import Config
+from extractor.errors import (
+    ExtractError,
+)
+from extractor.events import Observer, ignore
+from extractor.lane import Budget, Part, ThreadExecutor
+from extractor.ledger import Outcome
+from extractor.reader import Interruption, NoSink, Reader, World, outcome_of, read_all, set_up
+from extractor.schema import plan_schema
+
+__all__ = ("stream",)
+
+
+class _StreamSink:
+    """Hands batches to whoever iterates; its send waits, so that back-pressure reaches the socket."""
+
+    buffered_bytes = 0
+
+    def __init__(self, send: Callable[[pa.RecordBatch], Awaitable[None]]) -> None:
+        self._send = send
+
+    async def take(self, parts: Sequence[Part]) -> None:
+        for part in parts:
+            await self._send(part.batch)
+
+    async def flush(self) -> None:
+        return
+
+
+async def stream(
+    name: str,
+    config: Config,
+    *,
+    key_file: str = "",
+    observer: Observer = ignore,
+    environment: Mapping[str, str] | None = None,
+) -> AsyncIterator[pa.RecordBatch]:
+    """The record batches of one endpoint, as they arrive; no lake is involved.
+
+    Batches have the table's columns and `_rescued_data`. Rows of repeated pages are not removed. The iteration
+    ends normally only if the endpoint is complete.
+
+    Raises:
+        ConfigError, AuthError, SourceUnreachable: as `extract`.
+        ExtractError: the endpoint is not complete, and why.
+    """
+    chosen = replace_run(config, include=(name,), exclude=(), tags=())
+    world = World(
+        clock=SystemClock(),
+        chance=random.random,
+        environment=os.environ if environment is None else environment,
+        executor=ThreadExecutor(),
+    )
+    setup = set_up(chosen, key_file, world, ())
+    budget = Budget(int(config.limits.memory_mb * (1 << 20)))
+    send, receive = anyio.create_memory_object_stream[pa.RecordBatch](1)
+    account, key = setup.accounts[0]
+    with tempfile.TemporaryDirectory(prefix="skysql-extract-") as folder:
+        reader = Reader(
+            chosen,
+            setup.plan,
+            account,
+            key,
+            world=world,
+            observer=observer,
+            budget=budget,
+            priors={},
+            schemas={
+                t.name: plan_schema(t.endpoint, policy=chosen.run.schema, pii=chosen.run.pii)
+                for t in setup.plan.active
+            },
+            sink_of=lambda table: _StreamSink(send.send) if table.name == name else NoSink(),
+            spool_folder=lambda: Path(folder),
+            learnt_rate=None,
+        )
+
+        async def read() -> None:
+            async with send, AsyncExitStack() as stack:
+                await reader.connect(stack)
+                await read_all([reader], budget, world.clock, Interruption(), 0)
+
+        async with anyio.create_task_group() as tasks, receive:
+            tasks.start_soon(read)
+            async for batch in receive:
+                yield batch
+    outcomes: dict[str, Outcome] = {}
+    for planned in setup.plan.active:
+        outcomes[planned.name] = outcome_of(planned, reader.tables[planned.name], outcomes, None)
+    if outcomes[name].status not in ("complete", "absent"):
+        raise ExtractError(f"{name}: {outcomes[name].status}: {outcomes[name].reason}")
+
+
+def replace_run(config: Config, **changes: object) -> Config:
+    """The configuration with some keys of `[run]` changed."""
+    import msgspec
+
+    return msgspec.structs.replace(config, run=msgspec.structs.replace(config.run, **changes))
