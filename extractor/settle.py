@@ -157,8 +157,9 @@ def _new_state(store: Store, reading: Reading, writer: TableWriter, staged: list
         # The first, empty file of an event table stays: a run only adds.
         files = (*(prior.files if prior else ()), *(item.file for item in staged))
     elif reading.endpoint.sync.is_replaced:
+        emptied = reading.ledger.complete_windows() - {item.window for item in staged}
         staged = _changed_windows(store, reading, staged)
-        fresh = {item.file.partition[1] for item in staged}
+        fresh = {item.file.partition[1] for item in staged} | {("window", label) for label in emptied}
         files = (
             *(file for file in (prior.files if prior else ()) if file.partition[1] not in fresh),
             *(item.file for item in staged),

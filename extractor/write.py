@@ -235,7 +235,10 @@ class _OpenFile:
         )
 
     def abort(self) -> None:
+        """Leave nothing. What Parquet's writer still ends its file with goes nowhere."""
         self._output.abort()
+        self._sink.is_dropped = True
+        self._writer.close()
 
 
 class _DigestingSink:
@@ -247,17 +250,19 @@ class _DigestingSink:
         self._output = output
         self._digest = hashlib.sha256()
         self.size_bytes = 0
+        self.is_dropped = False
 
     def write(self, content: bytes) -> int:
         self._digest.update(content)
         self.size_bytes += len(content)
-        return self._output.write(content)
+        return len(content) if self.is_dropped else self._output.write(content)
 
     def tell(self) -> int:
         return self.size_bytes
 
     def flush(self) -> None:
-        self._output.flush()
+        if not self.is_dropped:
+            self._output.flush()
 
     def writable(self) -> bool:
         return True

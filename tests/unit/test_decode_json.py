@@ -10,7 +10,7 @@ from fractions import Fraction
 
 import pyarrow as pa
 import pytest
-from hypothesis import HealthCheck, Phase, example, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from extractor.decode.json import (
@@ -31,7 +31,7 @@ from extractor.testing.canonical import canonical
 Row = dict[str, object]
 
 thorough = settings(
-    max_examples=250,
+    max_examples=120,
     deadline=None,
     suppress_health_check=list(HealthCheck),
     phases=(Phase.explicit, Phase.reuse, Phase.generate, Phase.shrink),
@@ -101,7 +101,8 @@ NUMBERS = """0 -0 -0.0 1 -1 5.0 2.5 1e3 1E-3 1e22 1e25 123e24 170e36 1e400 -1e40
     1700000000 1700000000000 99999999999 100000000000 253402300799 253402300800 -62135596800 -62135596801
     1700000000.0 123456789012345678901234567890123456789012345678901234567890""".split()
 TEXTS = (
-    """x:null ": ":null \\": \\ \\\\ " null true 12.5 -0.50 1_0 +5 .5 5. 1e3 NaN １２ 1e30 [] {} a]}[{ \ud83d\ude00 é
+    """x:null ": ":null \\": \\ \\\\ " null true 12.5 -0.50 1_0 +5 .5 5. 1e3 NaN １２ 1e30 [] {} a]}[{
+    \ud83d\ude00 é
     2026-01-09T00:31:43Z 2026-01-09T00:31:43.123456Z 2026-01-09T00:31:43.123456789Z 2026-01-09T00:31:43.1234560Z
     2026-01-09T00:31:43.000000000Z 2026-01-09T00:31:43.100000001+05:30 2026-01-09T00:31:43+02:00 2026-01-09
     2026-01-09T00:31:43+0200 2026-01-09T00:31:43+02 2026-01-09T00:31Z 2026-01-09T00Z 2026-02-30T00:31:43Z
@@ -573,9 +574,7 @@ def test_rows_are_found_in_every_envelope_that_sources_speak_of(body: str, recor
     assert json.loads(envelope.rows) == json.loads(rows)
 
 
-@pytest.mark.parametrize(
-    "body", ['{"data":5}', '{"id":[1]}', '{"data":{"items":7}}', '{"n":1,"n":2,"data":[]}']
-)
+@pytest.mark.parametrize("body", ['{"data":5}', '{"id":[1]}', '{"data":"x"}', '{"n":1,"n":2,"data":[]}'])
 def test_an_envelope_without_its_rows_refuses_the_body(body: str) -> None:
     with pytest.raises(MalformedBody):
         open_body(body.encode(), records="/data", columns=frozenset({"id"}))
@@ -684,12 +683,12 @@ def test_a_time_in_another_form_is_kept_as_it_came(text: str) -> None:
         assert rescued_of(decoded(f'[{{"a":"{text}"}}]', a=type_).batch) == [{"a": text}]
 
 
-@pytest.mark.parametrize("epoch", ["253402300800", "253402300800000", "-62135596801", "-253402300799"])
-def test_an_epoch_that_no_calendar_has_is_kept_as_it_came(epoch: str) -> None:
-    at = decoded(f'[{{"a":{epoch}}}]', a="epoch").batch
+@pytest.mark.parametrize("epoch", [253_402_300_800_000, -62_135_596_801, -62_135_596_801_000, 2**63, 0.5])
+def test_an_epoch_that_no_calendar_has_is_kept_as_it_came(epoch: float) -> None:
+    done = decoded(f'[{{"a":{epoch}}},{{"a":0}}]', a="epoch")
 
-    assert at.column("a").null_count + sum(value is not None for value in rescued_of(at)) in (0, 2)
-    list(canonical(pa.Table.from_batches([at])))
+    assert done.batch.column("a").to_pylist() == [None, datetime(1970, 1, 1, tzinfo=UTC)]
+    assert rescued_of(done.batch) == [{"a": epoch}, None]
 
 
 def test_nanoseconds_get_a_column_and_come_back() -> None:
@@ -761,7 +760,7 @@ def test_the_policy_rescue_adds_no_column_and_the_policy_fail_takes_nothing_new(
 
     assert (rescue.schema.fields, rescued_of(rescue.batch)) == (schema_of(a="int64").fields, [{"new": 1}])
     for page in ('[{"new":1}]', '[{"a":"x"}]'):
-        with pytest.raises(DriftRefused, match="new|a"):
+        with pytest.raises(DriftRefused, match="refused"):
             decoded(page, policy="fail", a="int64")
 
 

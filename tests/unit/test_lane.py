@@ -1,0 +1,348 @@
+from __future__ import annotations
+
+import io
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import anyio
+import anyio.lowlevel
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from extractor.endpoint import Endpoint
+from extractor.errors import DriftRefused, ExtractError, MalformedBody
+from extractor.fetch import Response
+from extractor.lane import (
+    Budget,
+    DecodeBounds,
+    Executor,
+    InlineExecutor,
+    Lane,
+    Page,
+    Part,
+    ThreadExecutor,
+    _Held,
+    parent_values,
+    shape_batch,
+    with_kept,
+)
+from extractor.plan import PageRequest
+from extractor.schema import RESCUED, Field, Scalar, TableSchema
+
+NOON = datetime(2026, 11, 22, 12, tzinfo=UTC)
+SCHEMA = TableSchema(table="t", fields=(Field(name="id", type=Scalar("int64"), source="id"),))
+
+
+@dataclass
+class Shelf:
+    """A sink that keeps what it is given, and writes it when told."""
+
+    ids: list[int] = field(default_factory=list)
+    buffered_bytes: int = 0
+    flushed: int = 0
+
+    async def take(self, parts: Sequence[Part]) -> None:
+        for part in parts:
+            await anyio.lowlevel.checkpoint()
+            self.ids += part.batch.column("id").to_pylist()
+            self.buffered_bytes += part.batch.nbytes
+
+    async def flush(self) -> None:
+        self.flushed += 1
+        self.buffered_bytes = 0
+
+
+@dataclass
+class Bench:
+    """A lane with everything it reports."""
+
+    schema: TableSchema = SCHEMA
+    executor: Executor = field(default_factory=InlineExecutor)
+    budget: Budget = field(default_factory=lambda: Budget(1 << 20))
+    format: str = "json"
+    shelf: Shelf = field(default_factory=Shelf)
+    pages: list[tuple[str, int]] = field(default_factory=list)
+    failures: list[tuple[str, type[ExtractError]]] = field(default_factory=list)
+    drift: list[str] = field(default_factory=list)
+    pressed: int = 0
+
+    def __post_init__(self) -> None:
+        self.lane = Lane(
+            Endpoint(name="t", path="/t", format=self.format),  # type: ignore[arg-type]  # of the test's choice
+            self.schema,
+            self.shelf,
+            executor=self.executor,
+            budget=self.budget,
+            bounds=DecodeBounds(body_bytes=1 << 20, depth=64, archive_ratio=200),
+            spool_folder=lambda: Path(),
+            on_page=lambda page, batch, rows: self.pages.append((page.request.path, rows)),
+            on_failure=lambda page, failure: self.failures.append((page.request.path, type(failure))),
+            on_drift=self.drift.extend,
+            on_pressure=self.relieve,
+        )
+
+    async def relieve(self) -> None:
+        self.pressed += 1
+        await self.lane.flush()
+
+
+def page(
+    path: str, rows: str, *, keep: tuple[tuple[str, str], ...] = (), size_bytes: int | None = None
+) -> Page:
+    return Page(
+        request=PageRequest(table="t", account="default", path=path, keep=keep, window="w"),
+        rows=rows.encode(),
+        response=None,
+        received_at=NOON,
+        size_bytes=len(rows) if size_bytes is None else size_bytes,
+    )
+
+
+def ids(*numbers: int) -> str:
+    return "[" + ",".join(f'{{"id":{number}}}' for number in numbers) + "]"
+
+
+# --- the order of pages -------------------------------------------------------------------------------------
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(1, 700_000)), min_size=1, max_size=12))
+def test_rows_reach_the_sink_in_the_order_in_which_pages_came(shapes: list[tuple[int, int]]) -> None:
+    async def scene() -> Bench:
+        bench = Bench(executor=ThreadExecutor(2), budget=Budget(1 << 40))
+        async with anyio.create_task_group() as group:
+            for number, (rows, size) in enumerate(shapes):
+                text = ids(*(10 * number + row for row in range(rows)))
+                if bench.lane.put(page(f"/{number}", text, size_bytes=size)):
+                    group.start_soon(bench.lane.work)
+                await anyio.lowlevel.checkpoint()
+        return bench
+
+    bench = anyio.run(scene)
+
+    assert bench.shelf.ids == [10 * n + row for n, (rows, _) in enumerate(shapes) for row in range(rows)]
+    assert bench.pages == [(f"/{number}", rows) for number, (rows, _) in enumerate(shapes)]
+    assert (bench.budget.bodies, bench.budget.rows) == (0, bench.shelf.buffered_bytes)
+    assert not bench.lane.is_running
+
+
+async def test_only_the_first_page_asks_for_somebody_to_work() -> None:
+    bench = Bench()
+
+    starts = [bench.lane.put(page("/0", ids(1))), bench.lane.put(page("/1", ids(2)))]
+    await bench.lane.work()
+
+    assert starts == [True, False]
+    assert bench.lane.put(page("/2", ids(3))) is True
+
+
+async def test_a_page_that_is_to_blame_is_found_and_its_neighbours_are_kept() -> None:
+    bench = Bench()
+    for number, rows in enumerate([ids(1), "[7]", ids(3)]):
+        bench.lane.put(page(f"/{number}", rows))
+
+    await bench.lane.work()
+
+    assert bench.shelf.ids == [1, 3]
+    assert (bench.pages, bench.failures) == ([("/0", 1), ("/2", 1)], [("/1", MalformedBody)])
+    assert bench.budget.bodies == 0
+
+
+async def test_drift_that_the_policy_refuses_fails_the_page_that_drifts() -> None:
+    bench = Bench(schema=TableSchema(table="t", fields=SCHEMA.fields, policy="fail"))
+    for number, rows in enumerate([ids(1), '[{"id":2,"new":1}]']):
+        bench.lane.put(page(f"/{number}", rows))
+
+    await bench.lane.work()
+
+    assert (bench.shelf.ids, bench.failures) == ([1], [("/1", DriftRefused)])
+
+
+async def test_a_schema_that_grew_is_used_for_the_pages_after() -> None:
+    bench = Bench()
+    bench.lane.put(page("/0", '[{"id":1,"new":"x"}]'))
+    await bench.lane.work()
+    bench.lane.put(page("/1", '[{"id":2,"new":"y"}]'))
+
+    await bench.lane.work()
+
+    assert [known.name for known in bench.lane.schema.fields] == ["id", "new"]
+    assert bench.drift == ["t.new: new column"]
+
+
+# --- the budget ---------------------------------------------------------------------------------------------
+
+
+async def test_no_page_is_admitted_while_the_budget_is_used_up() -> None:
+    budget = Budget(100)
+    admitted: list[int] = []
+
+    async def ask(number: int) -> None:
+        await budget.admit()
+        budget.take_body(60)
+        admitted.append(number)
+
+    async with anyio.create_task_group() as group:
+        for number in range(4):
+            group.start_soon(ask, number)
+        await anyio.wait_all_tasks_blocked()
+        before = list(admitted)
+        peak = budget.peak
+        budget.free_body(60)
+        await anyio.wait_all_tasks_blocked()
+        after = list(admitted)
+        budget.set_rows(0, 100)
+        budget.free_body(60)
+        budget.free_body(60)
+        await anyio.wait_all_tasks_blocked()
+        with_rows = list(admitted)
+        budget.set_rows(100, 0)
+
+    assert peak == 120
+    assert (before, after, with_rows, admitted) == ([0, 1], [0, 1, 2], [0, 1, 2], [0, 1, 2, 3])
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.integers(1, 400), min_size=1, max_size=30), st.integers(500, 3000))
+def test_what_is_held_never_exceeds_the_budget_by_more_than_the_page_last_admitted(
+    sizes: list[int], size_bytes: int
+) -> None:
+    async def scene() -> Bench:
+        bench = Bench(budget=Budget(size_bytes))
+        async with anyio.create_task_group() as group:
+            for number, rows in enumerate(sizes):
+                await bench.budget.admit()
+                if bench.lane.put(page(f"/{number}", ids(*range(rows // 20)), size_bytes=rows)):
+                    group.start_soon(bench.lane.work)
+        return bench
+
+    bench = anyio.run(scene)
+
+    # 20 rows of 16 bytes each at most are decoded from a page while its body is still counted.
+    assert bench.budget.peak <= size_bytes + max(sizes) + 2 * 20 * 24 + size_bytes // 2
+    assert len(bench.pages) == len(sizes)
+    assert bench.budget.bodies == 0
+
+
+async def test_rows_beyond_half_of_the_budget_are_written_early() -> None:
+    bench = Bench(budget=Budget(64))
+    bench.lane.put(page("/0", ids(1, 2, 3, 4, 5), size_bytes=1))
+
+    await bench.lane.work()
+
+    assert (bench.pressed, bench.shelf.flushed, bench.budget.rows) == (1, 1, 0)
+
+
+# --- formats that are read piece by piece -------------------------------------------------------------------
+
+LINES = TableSchema(
+    table="lines",
+    fields=(
+        Field(name="log_id", type=Scalar("string"), source="log_id"),
+        Field(name="id", type=Scalar("int64"), source="line_number"),
+        Field(name="line", type=Scalar("string"), source="line"),
+    ),
+)
+
+
+def archive(spool: Path, *members: str, cut: int = 0) -> Page:
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w") as file:
+        for number, text in enumerate(members):
+            file.writestr(f"{number}.log", text)
+    spool.write_bytes(content.getvalue()[: -cut or None])
+    response = Response(
+        status=200,
+        headers={},
+        body=b"",
+        spool=spool,
+        size_bytes=spool.stat().st_size,
+        elapsed_seconds=0,
+        received_at=NOON,
+    )
+    return replace(page(f"/{spool.name}", "", size_bytes=response.size_bytes), response=response)
+
+
+def names_in(folder: Path) -> list[str]:
+    return [path.name for path in folder.iterdir()]
+
+
+async def test_an_archive_is_read_line_by_line_and_its_body_removed(tmp_path: Path) -> None:
+    bench = Bench(schema=LINES, format="log_archive")
+    bench.lane.put(archive(tmp_path / "a", "one\ntwo\n", "three\n"))
+    bench.lane.put(archive(tmp_path / "b", "four\n"))
+
+    await bench.lane.work()
+
+    assert bench.shelf.ids == [1, 2, 1, 1]
+    assert (bench.pages, bench.failures) == ([("/a", 3), ("/b", 1)], [])
+    assert (bench.budget.bodies, names_in(tmp_path)) == (0, [])
+
+
+async def test_of_a_damaged_archive_nothing_is_kept(tmp_path: Path) -> None:
+    bench = Bench(schema=LINES, format="log_archive")
+    bench.lane.put(archive(tmp_path / "a", "one\n", cut=30))
+
+    await bench.lane.work()
+
+    assert (bench.shelf.ids, bench.pages, bench.failures) == ([], [], [("/a", MalformedBody)])
+    assert (bench.budget.bodies, names_in(tmp_path)) == (0, [])
+
+
+@pytest.mark.parametrize("batches", [0, 1, 4])
+def test_batches_of_one_answer_come_back_in_order_from_memory_or_from_a_file(
+    batches: int, tmp_path: Path
+) -> None:
+    whole = [pa.record_batch({"id": pa.array([number] * 400_000, pa.int64())}) for number in range(batches)]
+    held = _Held(lambda: tmp_path)
+
+    held.fill(iter(whole))
+    on_disk = len(list(tmp_path.iterdir()))
+    back = [batch for some in held.drain() for batch in some]
+    held.discard()
+
+    assert (back, on_disk, list(tmp_path.iterdir())) == (whole, int(batches > 2), [])
+
+
+# --- what the parent says -----------------------------------------------------------------------------------
+
+
+def test_a_batch_of_a_fixed_format_has_the_columns_of_the_table() -> None:
+    batch = pa.record_batch({"line": ["x"], "line_number": pa.array([7], pa.int32()), "more": [1]})
+
+    shaped = shape_batch(batch, LINES)
+
+    assert shaped.schema == LINES.arrow
+    assert shaped.to_pylist() == [{"log_id": None, "id": 7, "line": "x", RESCUED: None}]
+
+
+def test_a_value_of_the_parent_fills_its_column_where_the_row_has_none_of_its_own() -> None:
+    batch = pa.record_batch(
+        {"service_id": pa.array([None, "own"]), "n": pa.array([None, None], pa.int64()), "x": [1, 2]}
+    )
+
+    filled = with_kept(batch, [("service_id", "s1"), ("n", "5"), ("absent", "y")])
+
+    assert filled.to_pylist() == [{"service_id": "s1", "n": 5, "x": 1}, {"service_id": "own", "n": 5, "x": 2}]
+    assert filled.schema == batch.schema
+
+
+def test_each_row_or_element_of_the_parent_gives_the_values_of_a_child() -> None:
+    batch = pa.record_batch(
+        {
+            "id": ["a", "b", None],
+            "users": [[{"id": 1}, {"id": None}], [], None],
+            "place": [{"region": "x"}, {"region": None}, None],
+        }
+    )
+
+    rows = list(parent_values(batch, {"service": "id"}, [("region", "place.region")]))
+    elements = list(parent_values(batch, {"user": "users[].id", "service": "id"}, [("service_id", "id")]))
+
+    assert rows == [({"service": "a"}, (("region", "x"),)), ({"service": "b"}, ()), None]
+    assert elements == [({"user": "1", "service": "a"}, (("service_id", "a"),)), None]
