@@ -76,7 +76,7 @@ class Program:
     @property
     def command(self) -> list[str]:
         if os.environ.get("SKYSQL_EXTRACTOR_TEST_INSTALLED") == "1":
-            return ["skysql-extract"]
+            return [str(Path(sys.executable).with_name("skysql-extract"))]
         return [sys.executable, "-m", "extractor"]
 
     def environment(self, more: Mapping[str, str]) -> dict[str, str]:
