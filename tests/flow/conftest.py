@@ -25,7 +25,7 @@ from extractor.catalog import load_catalog
 from extractor.digest import digest_rows, row_bytes
 from extractor.sandbox import running
 from extractor.sandbox.options import parse_options
-from extractor.testing.canonical import canonical
+from extractor.testing import canonical
 
 KEY = "skysql.1zzz.ab12cd34." + "Q7" * 18 + ".0a1b2c3d"
 SMALL = "--services 4 --series 60 --log-lines 20 --notifications 40 --log-days 1".split()

@@ -12,7 +12,7 @@ from extractor.decode.json import decode_rows
 from extractor.digest import digest_rows
 from extractor.endpoint import parse_type
 from extractor.schema import RESCUED, Field, TableSchema
-from extractor.testing.canonical import canonical
+from extractor.testing import canonical
 
 NOON = datetime(2026, 11, 22, 12, tzinfo=UTC)
 

@@ -26,7 +26,7 @@ from extractor.digest import format_time, row_bytes
 from extractor.endpoint import ColumnType, ListType, MapType, Scalar, StructType, parse_type
 from extractor.errors import BodyTooLarge, DriftRefused, MalformedBody
 from extractor.schema import REDACTED, RESCUED, Field, TableSchema
-from extractor.testing.canonical import canonical
+from extractor.testing import canonical
 
 Row = dict[str, object]
 
@@ -209,9 +209,25 @@ def values_of(column_type: ColumnType, odd: int) -> st.SearchStrategy[object]:
             )
         case _:
             fitting = anything
+    strange = anything | nearly(column_type)
     return st.integers(0, 99).flatmap(
-        lambda chance: anything if chance < odd else st.none() if chance > 90 else fitting
+        lambda chance: strange if chance < odd else st.none() if chance > 90 else fitting
     )
+
+
+def nearly(column_type: ColumnType) -> st.SearchStrategy[object]:
+    """Values that a careless reader would take for others."""
+    match column_type:
+        case Scalar("timestamp" | "timestamp_naive"):
+            return st.sampled_from([text for text in TEXTS + SPACED if len(text) > 9])
+        case Scalar("decimal"):
+            return st.sampled_from([text for text in TEXTS + SPACED if len(text) < 8])
+        case Scalar("epoch" | "int64" | "float64"):
+            return numbers
+        case ListType() | MapType() | StructType():
+            return st.sampled_from(["abc", "", [], {}, [["a", "b"]], [{"key": "a", "value": "b"}]])
+        case _:
+            return anything
 
 
 def is_readable(column_type: ColumnType) -> bool:
