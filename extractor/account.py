@@ -489,7 +489,8 @@ class AccountRun:
             if any(answer not in (0, 401) for answer in answers):
                 self._probed_good_at = self._clock.monotonic()
                 return False
-            return True
+            # No answer proves nothing: without another refusal only this table is denied.
+            return 401 in answers or not candidates
 
     async def _probe_status(self, request: PageRequest) -> int:
         """The status that a request gets now; 0 if there is no answer, or none that tells."""

@@ -9,7 +9,7 @@ from extractor.config import Config
 from extractor.events import Observer, ignore
 from extractor.pipeline import extract
 from extractor.report import RunReport
-from extractor.stream import stream
+from extractor.streaming import stream
 
 __all__ = ("__version__", "extract", "run", "stream")
 

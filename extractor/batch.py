@@ -96,7 +96,9 @@ def split_by_date(batch: pa.RecordBatch, endpoint: Endpoint) -> Iterator[tuple[d
 
 
 def _event_dates(batch: pa.RecordBatch, cursor: str) -> pa.Array:
-    column = batch.column(cursor) if cursor and cursor in batch.schema.names else None
+    # Of a cursor whose type was corrected the newest version holds the values.
+    versions = [name for name in batch.schema.names if name == cursor or name.startswith(f"{cursor}__v")]
+    column = batch.column(versions[-1]) if cursor and versions else None
     if column is None:
         return pa.nulls(batch.num_rows, pa.date32())
     if pa.types.is_timestamp(column.type):

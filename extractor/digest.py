@@ -123,7 +123,7 @@ def _normal_float(value: float) -> object:
     if math.isinf(value):
         return "+Inf" if value > 0 else "-Inf"
     if value == int(value):
-        return int(value)
+        return int(Decimal(repr(value)))
     return value
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import tempfile
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -84,7 +84,23 @@ class Budget:
         self.bodies = 0
         self.rows = 0
         self.peak = 0
+        self._lanes: list[Lane] = []
         self._freed = anyio.Event()
+
+    def join(self, lane: Lane) -> None:
+        """Count a lane among those that hold rows."""
+        self._lanes.append(lane)
+
+    async def relieve(self) -> None:
+        """Write out what idle lanes hold, the fullest first, until rows have their half again.
+
+        A lane that is at work relieves when it is done: when none is, none holds more than it may.
+        """
+        while self.is_full_of_rows:
+            idle = [lane for lane in self._lanes if lane.sink.buffered_bytes and not lane.lock.locked()]
+            if not idle:
+                return
+            await max(idle, key=lambda lane: lane.sink.buffered_bytes).flush()
 
     async def admit(self) -> None:
         """Return once another page may be asked for."""
@@ -175,7 +191,6 @@ class Lane:
         on_page: Callable[[Page, pa.RecordBatch | None, int], None],
         on_failure: Callable[[Page, ExtractError], None],
         on_drift: Callable[[Sequence[str]], None],
-        on_pressure: Callable[[], Awaitable[None]],
     ) -> None:
         self.schema = schema
         self.sink = sink
@@ -189,7 +204,8 @@ class Lane:
         self._on_page = on_page
         self._on_failure = on_failure
         self._on_drift = on_drift
-        self._on_pressure = on_pressure
+        self._counted = 0
+        budget.join(self)
         self._queue: deque[Page] = deque()
 
     def put(self, page: Page) -> bool:
@@ -207,17 +223,21 @@ class Lane:
                 pages = self._next_pages()
                 async with self.lock:
                     await self._handle(pages)
-                if self._budget.is_full_of_rows:
-                    await self._on_pressure()
+                await self._budget.relieve()
         finally:
             self.is_running = False
 
     async def flush(self) -> None:
         """Write what the table has buffered."""
         async with self.lock:
-            before = self.sink.buffered_bytes
             await self.sink.flush()
-            self._budget.set_rows(before, self.sink.buffered_bytes)
+            self._count_rows()
+
+    def _count_rows(self) -> None:
+        """Tell the budget what the sink holds now."""
+        held = self.sink.buffered_bytes
+        self._budget.set_rows(self._counted, held)
+        self._counted = held
 
     def _next_pages(self) -> list[Page]:
         """Pages for one call of the decoder: several JSON pages up to a megabyte, or one of anything else."""
@@ -231,14 +251,13 @@ class Lane:
         return pages
 
     async def _handle(self, pages: Sequence[Page]) -> None:
-        before = self.sink.buffered_bytes
         try:
             if pages[0].response is None:
                 await self._handle_json(pages)
             else:
                 await self._handle_stream(pages[0], pages[0].response)
         finally:
-            self._budget.set_rows(before, self.sink.buffered_bytes)
+            self._count_rows()
             for page in pages:
                 self._budget.free_body(page.size_bytes)
                 if page.response is not None:
@@ -279,8 +298,10 @@ class Lane:
                 await self.sink.take(
                     [Part(batch=b, window=page.request.window, received_at=page.received_at) for b in shaped]
                 )
+                self._count_rows()
                 if self._budget.is_full_of_rows:
                     await self.sink.flush()
+                    self._count_rows()
         except RequestError as failure:
             self._on_failure(page, failure)
             return

@@ -140,6 +140,8 @@ class _Run:
         self._warnings: list[str] = []
         self._provenance: dict[str, object] = {}
         self._readers: list[Reader] = []
+        self._may_be_committed = False
+        """True from before the put of the log on: what is staged may then be all there is of committed files."""
 
     async def to_the_end(self, interruption: Interruption) -> RunReport:
         keys = [
@@ -181,12 +183,16 @@ class _Run:
             raise
 
     def _abandon(self, leases: Leases, leave_nothing: bool) -> None:
-        """Remove what a run staged that committed nothing."""
+        """Remove what a run staged that committed nothing; a new lake that nobody else uses becomes as it was."""
         try:
-            self._store.delete_folder(f"_extractor/staging/{self._run_id}")
+            if not self._may_be_committed:
+                self._store.delete_folder(f"_extractor/staging/{self._run_id}")
             leases.release()
-            if leave_nothing:
-                self._store.delete_folder("_extractor")
+            if leave_nothing and self._log.newest() is None and not live_runs(self._store):
+                for stored in list(self._store.list("_extractor/leases")):
+                    self._store.delete(stored.path)
+                if not any(self._store.list("_extractor")):
+                    self._store.delete_folder("_extractor")
         except LakeError:
             pass  # the lake itself is what failed; the next run cleans up
 
@@ -214,15 +220,37 @@ class _Run:
 
     async def _read(self, entry: LogEntry | None, interruption: Interruption) -> None:
         budget = Budget(int(self._config.limits.memory_mb * (1 << 20)))
-        async with AsyncExitStack() as stack:
-            for account, key in self._setup.accounts:
-                reader = await self._executor.run(self._open_reader, account, key, entry, budget)
-                self._readers.append(reader)
-                await self._connect(reader, stack)
-            await read_all(self._readers, budget, self._clock, interruption, self._config.limits.run_seconds)
+        for account, key in self._setup.accounts:
+            self._readers.append(await self._executor.run(self._open_reader, account, key, entry, budget))
+        async with anyio.create_task_group() as watch:
+            watch.start_soon(self._stop_in_time, interruption)
+            async with AsyncExitStack() as stack:
+                await self._connect_all(stack, interruption)
+                if not interruption.exit_code:
+                    await read_all(self._readers, budget, self._clock, interruption)
+            watch.cancel_scope.cancel()
         for reader in self._readers:
             self._provenance[reader.account.name] = reader.provenance
             self._warnings.extend(reader.warnings)
+
+    async def _stop_in_time(self, interruption: Interruption) -> None:
+        seconds = self._config.limits.run_seconds
+        if seconds:
+            await self._clock.sleep_until(self._started + seconds)
+            interruption.set(9, f"the run's deadline of {seconds:g} s passed (limits.run_seconds)")
+
+    async def _connect_all(self, stack: AsyncExitStack, interruption: Interruption) -> None:
+        """Open every account's connections, unless the run is told to end meanwhile."""
+        async with anyio.create_task_group() as tasks:
+
+            async def stop_when_told() -> None:
+                await interruption.wait()
+                tasks.cancel_scope.cancel()
+
+            tasks.start_soon(stop_when_told)
+            for reader in self._readers:
+                await self._connect(reader, stack)
+            tasks.cancel_scope.cancel()
 
     async def _connect(self, reader: Reader, stack: AsyncExitStack) -> None:
         try:
@@ -314,11 +342,29 @@ class _Run:
                 outcome = outcome_of(planned, table, outcomes, reader.priors.get(planned.name))
                 outcomes[planned.name] = outcome
                 if planned.mode == "run":
-                    settled.append(await self._settle_one(planned, table, outcome, reader, entry))
+                    above = planned.endpoint.parent
+                    is_whole = (
+                        not above
+                        or above.endpoint not in outcomes
+                        or (
+                            outcomes[above.endpoint].status == "complete"
+                            and not table.ledger.parents_without_value
+                        )
+                    )
+                    found = await self._settle_one(planned, table, outcome, reader, entry, is_whole)
+                    settled.append(found)
+                    # Children are judged by what became of their parent, checks included.
+                    outcomes[planned.name] = Outcome(status=found.report.status, reason=found.report.reason)
         return settled
 
     async def _settle_one(
-        self, planned: TablePlan, table: TableRun, outcome: Outcome, reader: Reader, entry: LogEntry | None
+        self,
+        planned: TablePlan,
+        table: TableRun,
+        outcome: Outcome,
+        reader: Reader,
+        entry: LogEntry | None,
+        is_parent_whole: bool,
     ) -> Settled:
         sink = table.lane.sink
         assert isinstance(sink, _WriterSink)
@@ -333,6 +379,7 @@ class _Run:
             expected=entry.tables.get((planned.name, reader.account.name)) if entry is not None else None,
             checks=self._config.checks_of(planned.name),
             is_accepted=planned.name in self._accepted,
+            is_parent_whole=is_parent_whole,
             moment=self._started_at.astimezone(UTC) + (reader.run.server_offset or timedelta()),
             compression=self._config.parquet.compression,
         )
@@ -360,7 +407,8 @@ class _Run:
                     )
                     for account, _ in self._setup.accounts
                 )
-        exit_code = interruption.exit_code or exit_code_of(tables)
+        judged = exit_code_of(tables)
+        exit_code = judged if judged == 4 else interruption.exit_code or judged
         seconds = self._clock.monotonic() - self._started
         drift = tuple(
             line if count == 1 else f"{line} ({count} pages)"
@@ -395,6 +443,7 @@ class _Run:
                 if reader.run.limiter.learnt is not None
             },
         }
+        self._may_be_committed = True
         entry = await self._executor.run(
             commit,
             self._store,

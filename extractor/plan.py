@@ -181,8 +181,8 @@ def _refusal(endpoint: Endpoint, config: Config) -> str:
             return f"{name} holds credentials; to read it all the same: run.secret = ['{name}']"
         case "customer_data" if "customer_data" not in run.allow:
             return f"{name} holds customer data; to read it: run.allow = ['customer_data']"
-        case "pii" if run.pii == "drop" and not any(column.class_ == "pii" for column in endpoint.columns):
-            return f"{name} holds personal data and run.pii is drop"
+        case "pii" if run.pii != "keep" and not any(column.class_ == "pii" for column in endpoint.columns):
+            return f"{name} holds personal data in columns that nobody knows, and run.pii is {run.pii}"
         case _:
             return ""
 

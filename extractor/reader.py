@@ -193,6 +193,7 @@ class Reader:
         self.warnings: list[str] = []
         self.tables: dict[str, TableRun] = {}
         self._config = config
+        self._plan = plan
         self._clock = world.clock
         self._tasks: anyio.abc.TaskGroup | None = None
         fetch_limits = _fetch_limits(config)
@@ -278,7 +279,6 @@ class Reader:
             on_page=self.run.page_decoded,
             on_failure=self.run.page_failed,
             on_drift=ledger.note_drift,
-            on_pressure=self._relieve,
         )
         return TableRun(
             endpoint=endpoint,
@@ -296,12 +296,21 @@ class Reader:
         prior = self.priors.get(planned.name)
         state = prior.state.get("windows") if prior is not None else None
         done, holes = None, ()
-        if isinstance(state, Mapping) and state.get("done_until"):
+        if isinstance(state, Mapping) and state.get("done_until") and self._are_children_even(planned):
             done = datetime.fromisoformat(str(state["done_until"]))
             holes = tuple(state.get("holes") or ())
         return plan_windows(
             window, since=self._config.run.since, now=self._clock.now(), done_until=done, holes=holes
         )
+
+    def _are_children_even(self, planned: TablePlan) -> bool:
+        """False if a child was not proved together with its parent last time.
+
+        Only rows of the windows that are read name children to ask for: such a child needs the older ones again.
+        """
+        parent = self.priors[planned.name]
+        children = (self.priors.get(child.name) for child in self._plan.children_of(planned.name))
+        return all(child is not None and child.proved_by == parent.proved_by for child in children)
 
     async def connect(self, stack: AsyncExitStack) -> None:
         """Open the connections, and take the first token if tokens are used."""
@@ -326,12 +335,6 @@ class Reader:
     def use(self, tasks: anyio.abc.TaskGroup) -> None:
         """Let lanes live in this task group."""
         self._tasks = tasks
-
-    async def _relieve(self) -> None:
-        """Rows fill the budget: write out the table that holds most."""
-        fullest = max(self.tables.values(), key=lambda table: table.lane.sink.buffered_bytes)
-        if fullest.lane.sink.buffered_bytes:
-            await fullest.lane.flush()
 
     async def _exchange(self) -> TokenAnswer:
         """Exchange the key for a token (MariaDB ID, `POST` token endpoint)."""
@@ -371,7 +374,6 @@ async def read_all(
     budget: Budget,
     clock: Clock,
     interruption: Interruption,
-    run_seconds: float,
 ) -> None:
     """Drain every account's frontier; return early, with what is decoded, when the run is told to end."""
     async with anyio.create_task_group() as watch:
@@ -383,13 +385,7 @@ async def read_all(
             await clock.sleep_until(clock.monotonic() + _GRACE_SECONDS)
             drains.cancel_scope.cancel()
 
-        async def stop_in_time() -> None:
-            await clock.sleep_until(clock.monotonic() + run_seconds)
-            interruption.set(9, f"the run's deadline of {run_seconds:g} s passed (limits.run_seconds)")
-
         watch.start_soon(stop_when_told)
-        if run_seconds:
-            watch.start_soon(stop_in_time)
         async with anyio.create_task_group() as lanes, anyio.create_task_group() as drains:
             for reader in readers:
                 reader.use(lanes)

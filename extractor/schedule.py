@@ -56,6 +56,7 @@ class Frontier(Generic[R]):
         self._order = 0
         self._ready_count = 0
         self.in_flight = 0
+        self._is_closed = False
         self.changed = anyio.Event()
 
     @property
@@ -63,9 +64,9 @@ class Frontier(Generic[R]):
         return not self._ready_count and not self._waiting and not self.in_flight
 
     def add(self, request: R) -> bool:
-        """Take a new request; False if an equal one was taken before."""
+        """Take a new request; False if an equal one was taken before, or `forget` has closed the frontier."""
         identity = self._identity(request)
-        if identity in self._known:
+        if self._is_closed or identity in self._known:
             return False
         self._known.add(identity)
         self._push(request)
@@ -77,9 +78,10 @@ class Frontier(Generic[R]):
         self.wait(request, not_before=not_before)
 
     def wait(self, request: R, *, not_before: float) -> None:
-        """Keep a request until that monotonic time."""
-        self._order += 1
-        heapq.heappush(self._waiting, (not_before, self._order, request))
+        """Keep a request until that monotonic time; not at all once the frontier is closed."""
+        if not self._is_closed:
+            self._order += 1
+            heapq.heappush(self._waiting, (not_before, self._order, request))
         self._notify()
 
     def finish(self) -> None:
@@ -88,7 +90,8 @@ class Frontier(Generic[R]):
         self._notify()
 
     def forget(self) -> int:
-        """Drop all that is not in flight and say how many they were: the run is to end."""
+        """Drop all that is not in flight, take nothing more, and say how many were dropped: the run is to end."""
+        self._is_closed = True
         dropped = self._ready_count + len(self._waiting)
         self._ready.clear()
         self._waiting.clear()

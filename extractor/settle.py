@@ -13,7 +13,7 @@ from datetime import UTC, datetime, timedelta
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from extractor.batch import Stamp
+from extractor.batch import NULL_PARTITION, Stamp
 from extractor.commit import TableRef, TableState, Update
 from extractor.config import Checks, parse_duration
 from extractor.digest import ContentDigest
@@ -43,6 +43,8 @@ class Reading:
     expected: TableRef | None
     checks: Checks
     is_accepted: bool
+    is_parent_whole: bool
+    """False where rows of the parent, and so requests of this table, may be missing."""
     moment: datetime
     """The server's clock when the reading began."""
     compression: str
@@ -103,11 +105,14 @@ def _windows_to_commit(reading: Reading) -> frozenset[str] | None:
 
 
 def _present_files(reading: Reading, staged: Sequence[Staged]) -> list[DataFile]:
-    """The lake's files that may hold a row which was read again: those of the same days."""
+    """The lake's files that may hold a row which was read again: those of the same days, and of none."""
     if not reading.endpoint.sync.is_event or reading.prior is None:
         return []
-    touched = {item.file.partition for item in staged}
-    return [file for file in reading.prior.files if file.partition in touched and file.rows]
+    touched = {item.file.partition[1][1] for item in staged}
+    days = {*touched, NULL_PARTITION}
+    # A row without a day may stand under any: it may have had one when it was first seen, or have got one since.
+    is_any = NULL_PARTITION in touched
+    return [file for file in reading.prior.files if file.rows and (is_any or file.partition[1][1] in days)]
 
 
 def _held_back(reading: Reading, unique: Uniqueness) -> Outcome | None:
@@ -294,7 +299,10 @@ def _state(reading: Reading) -> Mapping[str, object]:
         return {}
     lookback = timedelta(seconds=parse_duration(window.lookback))
     before = dict(reading.prior.state.get("windows", {})) if reading.prior is not None else {}  # type: ignore[call-overload]  # written below
-    complete = reading.ledger.complete_windows()
+    # Of parents that were never seen nothing was asked: no window is complete then.
+    complete = reading.ledger.complete_windows() if reading.is_parent_whole else frozenset[str]()
+    if not window.step and reading.outcome.status != "complete":
+        return {"windows": before}
     if not window.step:
         return {"windows": {"done_until": (reading.moment - lookback).astimezone(UTC).isoformat()}}
     done_until = str(before.get("done_until") or "")

@@ -93,7 +93,7 @@ class TableWriter:
     @property
     def buffered_bytes(self) -> int:
         """Bytes of rows that wait for a row group."""
-        return sum(buffer.size_bytes for buffer in self._buffers.values())
+        return sum(buffer.size_bytes for buffer in list(self._buffers.values()))
 
     def add(self, batch: pa.RecordBatch, *, window: str, received_at: datetime) -> None:
         """Take the rows of one answer, and write the row groups that they fill."""

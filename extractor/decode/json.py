@@ -49,6 +49,15 @@ _Members = dict[str, msgspec.Raw]
 # An unpaired surrogate is no text; a number this long may not fit a double.
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 _FINE_TIME = re.compile(r"(\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d\.\d{6})(\d{1,3})(Z|[+-]\d\d:\d\d)?", re.ASCII)
+# What may be a credential in a column that no catalogue declares is looked at value by value.
+_SUSPECT = re.compile(
+    rb"skysql\.|eyJ[A-Za-z0-9_-]{8}|PRIVATE KEY-----|(?i:passw|passphrase|pwd|secret|token|api_?key|access_?key"
+    rb"|private_?key|credential|bearer|jwt)"
+)
+_PAGING_NAME = re.compile(
+    r"count|page|next|prev|total|limit|offset|cursor|token|meta|links|has_?more|status", re.I
+)
+
 # Maps with more keys than this are open in earnest.
 _MAP_KEYS = 64
 _NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
@@ -140,9 +149,17 @@ def _open_object(body: bytes, records: str, columns: frozenset[str], pointers: I
         if found is None:
             raise MalformedBody(f"the body has no {records}; it begins {describe(body)}")
         return Envelope(rows=_as_array(found, records), facts=facts)
-    if not columns.intersection(members) and (only := _only_array(members)) is not None:
+    only = _only_array(members) if _is_envelope(members, columns) else None
+    if only is not None:
         return Envelope(rows=only, facts=facts)
     return Envelope(rows=b"[" + body + b"]" if members else b"[]", facts=facts)
+
+
+def _is_envelope(members: _Members, columns: frozenset[str]) -> bool:
+    """True for an object that wraps rows: no known column in it, and beside one array only what tells of paging."""
+    if columns:
+        return not columns.intersection(members)
+    return all(bytes(raw).startswith(b"[") or _PAGING_NAME.search(name) for name, raw in members.items())
 
 
 def _members(body: bytes) -> _Members:
@@ -230,6 +247,8 @@ def decode_rows(pages: Sequence[bytes], schema: TableSchema, *, depth: int = 64)
 def _decode_fast(pages: Sequence[bytes], schema: TableSchema) -> Decoded | None:
     """The batch by pyarrow's reader, or None where the exact path must look."""
     if not schema.is_pinned or schema.drops or schema.hashes:
+        return None
+    if any(field.is_inferred for field in schema.live) and any(map(_SUSPECT.search, pages)):
         return None
     nanos = schema.nanos
     fields = [field for field in schema.live if field.name not in nanos]
@@ -458,6 +477,10 @@ def _decode_exactly(
             columns[field.name] = pa.array(nanos.get(field.name, [None] * len(rows)), pa.int64())
             continue
         values = [row.get(field.source) for row in rows]
+        if field.is_inferred and _holds_secret(values):
+            # Nobody said what this column is: credentials may come in it at any time.
+            values = [_redacted(field.source, value) for value in values]
+            drift += (f"{schema.table}.{field.source}: looks like a credential, redacted",)
         column, misfits = _fit_column(values, field.type)
         columns[field.name] = column
         for index, left in misfits.items():
@@ -469,13 +492,7 @@ def _decode_exactly(
     known = {field.source for field in schema.live} - schema.nanos
     drift += _rescue_unknown(rows, known, rest, schema.table)
     if drift and schema.policy == "fail":
-        refused = (
-            drift[0]
-            .replace("no column", "a key without a column")
-            .replace(", rescued", "")
-            .replace(" rescued", "")
-        )
-        raise DriftRefused(f'{refused}; refused, as run.schema = "fail"')
+        raise DriftRefused(f'{drift[0]}; refused, as run.schema = "fail"')
     rescued = (
         [json_text(rest[index]) if index in rest else None for index in range(len(rows))] if rest else None
     )

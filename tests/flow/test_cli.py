@@ -567,7 +567,7 @@ def test_what_a_demo_says_about_opening_the_lake_is_true(folder: Path) -> None:
     found = call("demo", *SMALL, folder=folder)
 
     lines = found.stdout.splitlines()
-    python = next(line.strip() for line in lines if line.strip().startswith("python -c"))
+    python = next(line.strip() for line in lines if "python" in line and " -c " in line)
     query = next(line.strip() for line in lines if line.strip().startswith("duckdb -c"))
     opened = subprocess.run(
         [sys.executable, *shlex.split(python)[1:]], capture_output=True, text=True, cwd=folder, check=True

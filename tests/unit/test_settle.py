@@ -106,6 +106,7 @@ class Lake:
                 expected=None,
                 checks=checks or Checks(),
                 is_accepted=is_accepted,
+                is_parent_whole=True,
                 moment=at,
                 compression="zstd",
             ),

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import random
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 
 import anyio
@@ -21,8 +22,9 @@ from extractor.errors import (
 from extractor.events import Observer, ignore
 from extractor.lane import Budget, Part, ThreadExecutor
 from extractor.ledger import Outcome
-from extractor.reader import Interruption, NoSink, Reader, World, outcome_of, read_all, set_up
-from extractor.schema import plan_schema
+from extractor.plan import TablePlan
+from extractor.reader import Interruption, NoSink, Reader, World, gravest, outcome_of, read_all, set_up
+from extractor.schema import TableSchema, plan_schema
 
 __all__ = ("stream",)
 
@@ -51,7 +53,7 @@ async def stream(
     observer: Observer = ignore,
     environment: Mapping[str, str] | None = None,
 ) -> AsyncIterator[pa.RecordBatch]:
-    """The record batches of one endpoint, as they arrive; no lake is involved.
+    """The record batches of one endpoint of the first account, as they arrive; no lake is involved.
 
     Batches have the table's columns and `_rescued_data`. Rows of repeated pages are not removed. The iteration
     ends normally only if the endpoint is complete.
@@ -81,10 +83,7 @@ async def stream(
             observer=observer,
             budget=budget,
             priors={},
-            schemas={
-                t.name: plan_schema(t.endpoint, policy=chosen.run.schema, pii=chosen.run.pii)
-                for t in setup.plan.active
-            },
+            schemas={t.name: _schema(t, chosen) for t in setup.plan.active},
             sink_of=lambda table: _StreamSink(send.send) if table.name == name else NoSink(),
             spool_folder=lambda: Path(folder),
             learnt_rate=None,
@@ -93,17 +92,37 @@ async def stream(
         async def read() -> None:
             async with send, AsyncExitStack() as stack:
                 await reader.connect(stack)
-                await read_all([reader], budget, world.clock, Interruption(), 0)
+                await read_all([reader], budget, world.clock, Interruption())
 
-        async with anyio.create_task_group() as tasks, receive:
-            tasks.start_soon(read)
+        # A task of its own, not a task group: a generator may be left at any yield, from any task.
+        reading = asyncio.ensure_future(read())
+        try:
             async for batch in receive:
                 yield batch
+            await reading
+        except BaseExceptionGroup as group:
+            raise gravest(group) from group
+        finally:
+            reading.cancel()
+            receive.close()
+            with suppress(BaseException):
+                await reading
     outcomes: dict[str, Outcome] = {}
     for planned in setup.plan.active:
         outcomes[planned.name] = outcome_of(planned, reader.tables[planned.name], outcomes, None)
     if outcomes[name].status not in ("complete", "absent"):
         raise ExtractError(f"{name}: {outcomes[name].status}: {outcomes[name].reason}")
+
+
+def _schema(table: TablePlan, config: Config) -> TableSchema:
+    run = config.run
+    return plan_schema(
+        table.endpoint,
+        policy=run.schema,
+        pii=run.pii,
+        secrets_allowed=table.name in run.secret,
+        customer_data_allowed="customer_data" in run.allow,
+    )
 
 
 def replace_run(config: Config, **changes: object) -> Config:
