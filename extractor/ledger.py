@@ -69,7 +69,7 @@ class Ledger:
             return
         chain.failure = reason
         self.failure_count += 1
-        if len(self.failures) < _FAILURES_KEPT:
+        if len(self.failures) < _FAILURES_KEPT and reason not in self.failures:
             self.failures.append(reason)
 
     def note_drift(self, lines: Iterable[str]) -> None:
