@@ -90,7 +90,7 @@ async def extract(
             environment=os.environ if environment is None else environment,
         )
     setup = set_up(config, key_file, world, accept)
-    store = open_store(config.lake.uri)
+    store = world.store or open_store(config.lake.uri)
     run = _Run(setup, store, world, observer, frozenset(accept))
     return await run.to_the_end(interruption or Interruption())
 

@@ -43,6 +43,7 @@ from extractor.plan import Plan, Span, TablePlan, make_plan, plan_windows
 from extractor.retry import RetryPolicy
 from extractor.schedule import drain
 from extractor.schema import TableSchema
+from extractor.store import Store
 
 __all__ = (
     "Interruption",
@@ -90,6 +91,10 @@ class World:
     environment: Mapping[str, str]
     executor: Executor | None = None
     """Threads, unless another is given."""
+    store: Store | None = None
+    """The store at `lake.uri`, unless another is given."""
+    network: Callable[..., Fetcher] = Fetcher
+    """What makes the connection to one origin; called as `Fetcher` is."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -198,7 +203,7 @@ class Reader:
         self._tasks: anyio.abc.TaskGroup | None = None
         fetch_limits = _fetch_limits(config)
         self._fetchers = [
-            Fetcher(
+            world.network(
                 url,
                 limits=fetch_limits,
                 clock=world.clock,
