@@ -61,7 +61,8 @@ class Site:
         if path == "/parents":
             return web.json_response([{"id": number} for number in self.parents])
         if path.endswith("/children"):
-            return web.json_response([{"n": 1}, {"n": 2}])
+            # So few that their own fall to none is not held back by max_drop.
+            return web.json_response([{"n": 1}, {"n": 2}] if path == "/parents/0/children" else [])
         if path == "/notes":
             if "t" in request.query:
                 secret = "skysql.1zzz.ab12cd34." + "Q7" * 18 + ".0a1b2c3d"
@@ -124,6 +125,7 @@ async def test_a_commit_whose_publication_fails_is_whole_and_published_by_the_ne
         with pytest.raises(LakeError, match="is committed"):
             await extractor.extract(config, environment=KEY)
         blocker.unlink()
+        assert len(rows(tmp_path, "parents")) == 30  # a reader of the log finds them in staging
         report = await extractor.extract(config, environment=KEY)
 
     assert report.exit_code == 0
@@ -142,7 +144,7 @@ async def test_children_of_a_parent_that_a_check_holds_back_are_not_published(tm
     statuses = {table.name: table.status for table in report.tables}
     assert (report.exit_code, statuses["parents"]) == (3, "held")
     assert statuses["children"] != "complete"
-    assert len(rows(tmp_path, "children")) == 60
+    assert len(rows(tmp_path, "children")) == 2
 
 
 async def test_credentials_that_come_late_in_an_undeclared_column_are_redacted(tmp_path: Path) -> None:
