@@ -36,6 +36,7 @@ __all__ = (
     "NANOS",
     "REDACTED",
     "RESCUED",
+    "SECRET_VALUE",
     "Field",
     "TableSchema",
     "arrow_type",
@@ -103,11 +104,13 @@ _SECRET_NAME = re.compile(
     r"(?:^|[_.\-\s])(?:pass(?:word|wd|phrase)?|pwd|secrets?|tokens?|api_?keys?|access_?keys?|private_?keys?|"
     r"credentials?|bearer|jwt|client_?secret)(?:$|[_.\-\s\d])"
 )
-_SECRET_VALUE = re.compile(
+SECRET_VALUE = (
     r"skysql\.[0-9a-z]{4}\.[0-9a-z]{8}\.[A-Za-z0-9]{36}\.[0-9a-f]{8}"
     r"|eyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,}"
     r"|-----BEGIN [A-Z ]*PRIVATE KEY-----"
 )
+"""What keys and tokens look like; in the syntax that Python and RE2 share."""
+_SECRET_TEXT = re.compile(SECRET_VALUE)
 REDACTED = "[redacted]"
 
 _DECIMAL_TEXT = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?", re.ASCII)
@@ -230,6 +233,10 @@ class TableSchema:
     is_pinned: bool = True
     """False while no row has been seen and the catalogue gives no columns: the first rows then decide."""
 
+    def __hash__(self) -> int:
+        # Cheap, as what is known of a schema is looked up by it for every few pages.
+        return hash((self.table, len(self.fields)))
+
     @property
     def live(self) -> tuple[Field, ...]:
         return tuple(field for field in self.fields if field.is_live)
@@ -348,7 +355,7 @@ def is_secret_name(name: str) -> bool:
 
 def is_secret_value(text: str) -> bool:
     """True for texts in the shape of a key or token."""
-    return bool(_SECRET_VALUE.search(text))
+    return bool(_SECRET_TEXT.search(text))
 
 
 def toml_hint(table: str, name: str, values: Iterable[object]) -> str:

@@ -11,9 +11,11 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import math
 import re
+import struct
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from decimal import Decimal
 
 import msgspec
@@ -28,6 +30,7 @@ from extractor.schema import (
     MISSING,
     NANOS,
     REDACTED,
+    SECRET_VALUE,
     Field,
     TableSchema,
     arrow_type,
@@ -49,11 +52,6 @@ _Members = dict[str, msgspec.Raw]
 # An unpaired surrogate is no text; a number this long may not fit a double.
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 _FINE_TIME = re.compile(r"(\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d\.\d{6})(\d{1,3})(Z|[+-]\d\d:\d\d)?", re.ASCII)
-# What may be a credential in a column that no catalogue declares is looked at value by value.
-_SUSPECT = re.compile(
-    rb"skysql\.|eyJ[A-Za-z0-9_-]{8}|PRIVATE KEY-----|(?i:passw|passphrase|pwd|secret|token|api_?key|access_?key"
-    rb"|private_?key|credential|bearer|jwt)"
-)
 _PAGING_NAME = re.compile(
     r"count|page|next|prev|total|limit|offset|cursor|token|meta|links|has_?more|status", re.I
 )
@@ -61,28 +59,40 @@ _PAGING_NAME = re.compile(
 # Maps with more keys than this are open in earnest.
 _MAP_KEYS = 64
 _NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
-# What a double may not hold: many digits, or an exponent beyond its least. (A UUID has no such piece.)
-_LONG_NUMBER = re.compile(
-    rb"-?[0-9][0-9.]{15,}(?:[eE][-+]?[0-9]+)?|-?[0-9][0-9.]*[eE]-[0-9]{3,}(?![0-9A-Za-z-])"
-)
+# A number of up to 17 digits is what a double prints as. For finding others quickly: 9 stands for a digit or point,
+# a colon for what may stand before a number.
+_DOUBLE_DIGITS = 17
+_CLASSES = {
+    **dict.fromkeys(b"0123456789.", b"9"),
+    **dict.fromkeys(b"eE", b"e"),
+    **dict.fromkeys(b"[,: \t\r\n", b":"),
+    ord("-"): b"-",
+}
+_DIGITS = b"".join(_CLASSES.get(byte, b" ") for byte in range(256))
+_DIGIT = pa.scalar(ord("9"), pa.uint8())
+_LONG, _TINY = b"9" * (_DOUBLE_DIGITS + 1), b"e-999"
+_TINY_NUMBER = r"[\[,:\s]-?[0-9.]+[eE]-[0-9]{3}"
+_NUMBER = re.compile(rb"[0-9.]+(?:[eE][-+]?[0-9]+)?")
+_MICROS_LENGTH = len("2026-01-09T00:31:43.123456")
+_INT_DIGITS_END = 10**_DOUBLE_DIGITS
 # What hides a pair from a count of quotes before colons.
 _HIDDEN_PAIR = re.compile(rb'"[ \t\r\n]+:|\\u00(?:22|3[aA])')
 _DECIMAL_END = Decimal(10) ** 26
+_NONE = pa.scalar(0, pa.int32())
+_FIRST_OFFSET = pa.repeat(_NONE, 1)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Envelope:
+class Envelope(msgspec.Struct, frozen=True, kw_only=True):
     """A body taken apart: its rows as the JSON array that they are, and what the body says of its paging.
 
-    `facts` maps each JSON pointer that was asked for, and found, to its value.
+    `rows` may be a view of the body. `facts` maps each JSON pointer that was asked for, and found, to its value.
     """
 
-    rows: bytes
+    rows: bytes | memoryview
     facts: Mapping[str, object]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Decoded:
+class Decoded(msgspec.Struct, frozen=True, kw_only=True):
     """The rows of one or more pages, and what was noticed on the way.
 
     `lengths` counts the rows of each page; `schema` is the one to use from now on; `drift` says in words what
@@ -114,14 +124,13 @@ def open_body(
     body = body.removeprefix(b"\xef\xbb\xbf").strip(b" \t\r\n")
     _check_text(body)
     try:
-        whole = msgspec.json.decode(body, type=msgspec.Raw)
-        match body[:1]:
-            case b"[":
-                return Envelope(rows=body, facts={})
-            case b"{":
-                return _open_object(body, records, columns, pointers)
-            case _ if bytes(whole) == b"null":
-                return Envelope(rows=b"[]", facts={})
+        if body.startswith(b"{"):  # what is taken apart is checked on the way
+            return _open_object(body, records, columns, pointers)
+        msgspec.json.decode(body, type=msgspec.Raw)
+        if body.startswith(b"["):
+            return Envelope(rows=body, facts={})
+        if body == b"null":
+            return Envelope(rows=b"[]", facts={})
     except (ValueError, RecursionError) as error:
         raise MalformedBody(f"the body is no JSON ({_reason(error)}); it begins {describe(body)}") from error
     raise MalformedBody(f"the body is neither an array nor an object; it begins {describe(body)}")
@@ -159,27 +168,27 @@ def _is_envelope(members: _Members, columns: frozenset[str]) -> bool:
     """True for an object that wraps rows: no known column in it, and beside one array only what tells of paging."""
     if columns:
         return not columns.intersection(members)
-    return all(bytes(raw).startswith(b"[") or _PAGING_NAME.search(name) for name, raw in members.items())
+    return all(_first(raw) == b"[" or _PAGING_NAME.search(name) for name, raw in members.items())
 
 
 def _members(body: bytes) -> _Members:
     members = msgspec.json.decode(body, type=_Members)
     # Of a key that stands twice the decoder keeps one: the lengths then do not add up.
-    length = sum(len(orjson.dumps(key)) + len(bytes(raw)) + 2 for key, raw in members.items())
+    length = sum(len(orjson.dumps(key)) + memoryview(raw).nbytes + 2 for key, raw in members.items())
     if length + 1 != len(body) and members:
         json.loads(body, object_pairs_hook=_refuse_duplicates)
     return members
 
 
-def _raw_at(members: _Members, pointer: str) -> bytes | None:
+def _raw_at(members: _Members, pointer: str) -> memoryview | None:
     *parents, last = pointer.removeprefix("/").split("/")
     for name in parents:
         raw = members.get(name)
-        if raw is None or not bytes(raw).lstrip().startswith(b"{"):
+        if raw is None or _first(raw) != b"{":
             return None
         members = msgspec.json.decode(raw, type=_Members)
     found = members.get(last)
-    return None if found is None else bytes(found)
+    return None if found is None else memoryview(found)
 
 
 def _follow(members: _Members, pointer: str) -> object:
@@ -187,13 +196,13 @@ def _follow(members: _Members, pointer: str) -> object:
     return MISSING if raw is None else orjson.loads(raw)
 
 
-def _only_array(members: _Members) -> bytes | None:
-    arrays = [bytes(raw) for raw in members.values() if bytes(raw).startswith(b"[")]
+def _only_array(members: _Members) -> memoryview | None:
+    arrays = [memoryview(raw) for raw in members.values() if _first(raw) == b"["]
     return arrays[0] if len(arrays) == 1 else None
 
 
-def _as_array(raw: bytes, records: str) -> bytes:
-    match raw.lstrip()[:1]:
+def _as_array(raw: memoryview, records: str) -> bytes | memoryview:
+    match _first(raw):
         case b"[":
             return raw
         case b"{":
@@ -201,7 +210,12 @@ def _as_array(raw: bytes, records: str) -> bytes:
         case b"n":
             return b"[]"
         case _:
-            raise MalformedBody(f"{records} holds no rows but {describe(raw)}")
+            raise MalformedBody(f"{records} holds no rows but {describe(bytes(raw[:4096]))}")
+
+
+def _first(raw: msgspec.Raw | memoryview) -> bytes:
+    """The character with which a value begins."""
+    return bytes(memoryview(raw)[:1])
 
 
 def _check_text(body: bytes) -> None:
@@ -222,7 +236,7 @@ def _reason(error: Exception) -> str:
 # --- rows ---------------------------------------------------------------------------------------------------
 
 
-def decode_rows(pages: Sequence[bytes], schema: TableSchema, *, depth: int = 64) -> Decoded:
+def decode_rows(pages: Sequence[bytes | memoryview], schema: TableSchema, *, depth: int = 64) -> Decoded:
     """Decode the arrays of rows of one or more pages under `schema`; nothing is dropped unseen.
 
     Each page is a JSON array that `open_body` has checked. The batch has the columns of the returned schema and
@@ -233,70 +247,114 @@ def decode_rows(pages: Sequence[bytes], schema: TableSchema, *, depth: int = 64)
         BodyTooLarge: a value is nested deeper than `depth`.
         DriftRefused: an unknown key or a value that does not fit, where the policy is "fail".
     """
-    fast = _decode_fast(pages, schema)
+    reading = _reading(schema)
+    fast = _decode_fast(pages, schema, reading) if reading is not None else None
     if fast is not None:
         return fast
-    parsed = [_parse(page) for page in pages]
+    whole = [bytes(page) for page in pages]
+    parsed = [_parse(page) for page in whole]
     rows = [row for page in parsed for row in page]
     _check_rows(rows)
-    if any(_may_be_deeper(page, depth) for page in pages):
+    if any(_may_be_deeper(page, depth) for page in whole):
         _check_depth(rows, depth)
     return _decode_exactly(rows, schema, lengths=tuple(map(len, parsed)))
 
 
-def _decode_fast(pages: Sequence[bytes], schema: TableSchema) -> Decoded | None:
-    """The batch by pyarrow's reader, or None where the exact path must look."""
+class _Reading(msgspec.Struct, frozen=True, kw_only=True):
+    """What pyarrow's reader is told of a schema, and what must be looked at in what it gives."""
+
+    explicit: pa.Schema
+    target: pa.Schema
+    columns: Mapping[str, Field]
+    """The fields that it reads, by key."""
+    has_doubles: bool
+
+
+@functools.lru_cache(maxsize=1024)
+def _reading(schema: TableSchema) -> _Reading | None:
+    """How to read a table the fast way; None where that cannot be."""
     if not schema.is_pinned or schema.drops or schema.hashes:
         return None
-    if any(field.is_inferred for field in schema.live) and any(map(_SUSPECT.search, pages)):
-        return None
     nanos = schema.nanos
-    fields = [field for field in schema.live if field.name not in nanos]
-    reads = {field.source: _fast_type(field, schema) for field in fields}
-    if not reads or None in reads.values() or any(_SURROGATE.search(page) for page in pages):
+    fields = {field.source: field for field in schema.live if field.name not in nanos}
+    types = {name: _fast_type(field, schema) for name, field in fields.items()}
+    if not types or None in types.values():
         return None
-    body = b"\n".join(b'{"data":' + page + b"}" for page in pages)
-    explicit = pa.schema([("data", pa.list_(pa.struct(list(reads.items()))))])
+    return _Reading(
+        explicit=pa.schema([("data", pa.list_(pa.struct(list(types.items()))))]),
+        target=schema.arrow,
+        columns=fields,
+        has_doubles=any("float64" in _scalars(field.type) for field in fields.values()),
+    )
+
+
+def _decode_fast(
+    pages: Sequence[bytes | memoryview], schema: TableSchema, reading: _Reading
+) -> Decoded | None:
+    """The batch by pyarrow's reader, or None where the exact path must look."""
+    pieces: list[bytes | memoryview] = []
+    for page in pages:
+        pieces += (b'{"data":', page, b"}\n")
+    body = b"".join(pieces)
+    if _SURROGATE.search(body):
+        return None
+    read = _read_strictly(body, len(pages), reading)
+    if read is None:
+        return None
+    columns, lengths = read
+    batch = _assemble(columns, None, reading.target, sum(lengths))
+    return Decoded(batch=batch, schema=schema, lengths=lengths, is_fast=True)
+
+
+def _read_strictly(
+    body: bytes, pages: int, reading: _Reading
+) -> tuple[dict[str, pa.Array], tuple[int, ...]] | None:
+    """The columns by name, and the rows of each page; None where anything is not as it is expected."""
     try:
         table = pyarrow.json.read_json(
             pa.BufferReader(body),
             read_options=pyarrow.json.ReadOptions(use_threads=False, block_size=len(body) + 1),
             parse_options=pyarrow.json.ParseOptions(
-                explicit_schema=explicit, unexpected_field_behavior="error"
+                explicit_schema=reading.explicit, unexpected_field_behavior="error"
             ),
         )
     except pa.ArrowInvalid:
         return None
-    if table.num_rows != len(pages):
+    if table.num_rows != pages:
         return None
     lists = table.column(0).combine_chunks()
     if isinstance(lists, pa.ChunkedArray):
         lists = lists.chunk(0)
     rows = lists.flatten()
-    if rows.null_count:
+    if rows.null_count or (reading.has_doubles and _holds_more_digits(body, rows)):
         return None
+    columns = {}
     try:
-        if any(_is_beyond(rows.field(field.source), pages) for field in fields):
-            return None
-        columns = {field.name: _cast_fast(rows.field(field.source), field.type) for field in fields}
+        for field, column in zip(reading.columns.values(), rows.flatten(), strict=True):
+            if _is_beyond(column) or (field.is_inferred and _may_hold_secret(column)):
+                return None
+            columns[field.name] = _cast_fast(column, field.type)
     except pa.ArrowInvalid:
         return None
-    lengths = tuple(lists.value_lengths().fill_null(0).to_pylist())
-    return Decoded(
-        batch=_assemble(columns, None, schema, len(rows)), schema=schema, lengths=lengths, is_fast=True
+    return columns, tuple(lists.value_lengths().fill_null(0).to_pylist())
+
+
+def _may_hold_secret(column: pa.Array) -> bool:
+    """True where a column that no catalogue declares may hold a credential: it is looked at value by value."""
+    return pa.types.is_string(column.type) and bool(
+        pc.any(pc.match_substring_regex(column, SECRET_VALUE)).as_py()
     )
 
 
-def _is_beyond(column: pa.Array, pages: Sequence[bytes]) -> bool:
+def _is_beyond(column: pa.Array) -> bool:
     """True where the reader may have rounded a number, or taken one that its type cannot hold."""
     match column.type.id:
         case pa.lib.Type_LIST:
-            return _is_beyond(column.values, pages)
+            return _is_beyond(column.values)
         case pa.lib.Type_STRUCT:
-            return any(_is_beyond(column.field(index), pages) for index in range(column.type.num_fields))
+            return any(_is_beyond(column.field(index)) for index in range(column.type.num_fields))
         case pa.lib.Type_DOUBLE:
-            # It rounds integers from 2^53 on, and fractions of more digits than a double has.
-            return not _is_within(column, 2.0**53) or any(map(_has_inexact, pages))
+            return not _is_within(column, 2.0**53)  # it rounds integers from there on
         case pa.lib.Type_DECIMAL128:
             return not _is_within(column, _DECIMAL_END)
         case _:
@@ -327,32 +385,30 @@ def _cast_fast(column: pa.Array, column_type: ColumnType) -> pa.Array:
 
 def _struct_to_map(column: pa.StructArray, column_type: MapType) -> pa.MapArray:
     """Row by row the fields that are not null, as entries of a map."""
-    names = [field.name for field in column.type]
-    rows = len(column)
-    fields = column.flatten()
-    order = _row_major(rows, len(names))
-    values = pa.concat_arrays(fields).take(order)
-    keys = pa.concat_arrays([pa.repeat(pa.scalar(name), rows) for name in names]).take(order)
-    is_there = values.is_valid()
-    counts = functools.reduce(pc.add, (field.is_valid().cast(pa.int32()) for field in fields))
-    ends = pc.cumulative_sum(counts)
-    offsets = pa.concat_arrays([pa.array([0], pa.int32()), ends])
-    mask = column.is_null() if column.null_count else None
+    names = pa.array([field.name for field in column.type], pa.string())
+    keys, values, rows = [], [], []
+    counts = pa.repeat(_NONE, len(column))
+    for number, members in enumerate(column.flatten()):
+        is_there = members.is_valid()
+        present = pc.indices_nonzero(is_there)
+        rows.append(present)
+        values.append(members.drop_null())
+        keys.append(pa.repeat(pa.scalar(number, pa.int32()), len(present)))
+        counts = pc.add(counts, is_there.cast(pa.int32()))
+    # From key by key to row by row: the sort keeps equal rows in the order in which they stand.
+    order = pc.array_sort_indices(pa.concat_arrays(rows))
     return pa.MapArray.from_arrays(
-        offsets, keys.filter(is_there), values.filter(is_there), type=arrow_type(column_type), mask=mask
+        pa.concat_arrays([_FIRST_OFFSET, pc.cumulative_sum(counts)]),
+        names.take(pa.concat_arrays(keys).take(order)),
+        pa.concat_arrays(values).take(order),
+        type=arrow_type(column_type),
+        mask=column.is_null() if column.null_count else None,
     )
 
 
-@functools.lru_cache(maxsize=64)
-def _row_major(rows: int, fields: int) -> pa.Array:
-    """Positions that turn fields one after the other into rows one after the other."""
-    return pa.array([field * rows + row for row in range(rows) for field in range(fields)], pa.int32())
-
-
 def _assemble(
-    columns: Mapping[str, pa.Array], rescued: list[str | None] | None, schema: TableSchema, length: int
+    columns: Mapping[str, pa.Array], rescued: list[str | None] | None, target: pa.Schema, length: int
 ) -> pa.RecordBatch:
-    target = schema.arrow
     arrays = [
         columns[field.name] if field.name in columns else pa.nulls(length, field.type) for field in target
     ]
@@ -365,7 +421,7 @@ def _assemble(
 
 def _parse(page: bytes) -> list[dict[str, object]]:
     """The rows of one page as Python values: no digit lost, no duplicate key passed over."""
-    if _has_inexact(page) or _HIDDEN_PAIR.search(page):
+    if _may_be_inexact(page) or _may_hide_pairs(page):
         return _parse_slowly(page)
     try:
         rows = orjson.loads(page)
@@ -381,6 +437,13 @@ def _parse(page: bytes) -> list[dict[str, object]]:
     return rows  # type: ignore[no-any-return]  # _check_rows looks at every row
 
 
+def _may_hide_pairs(page: bytes) -> bool:
+    """False if each pair of the page surely has a quote right before its colon, and no text has one."""
+    # Compact JSON has none of these: searching for them first is many times faster.
+    is_plain = not any(mark in page for mark in (b'" ', b'"\n', b'"\t', b'"\r', b"\\u00"))
+    return not is_plain and bool(_HIDDEN_PAIR.search(page))
+
+
 def _parse_slowly(page: bytes) -> list[dict[str, object]]:
     try:
         rows = json.loads(page, object_pairs_hook=_refuse_duplicates, parse_float=_exact_number)
@@ -393,17 +456,86 @@ def _parse_slowly(page: bytes) -> list[dict[str, object]]:
     return rows  # type: ignore[no-any-return]  # _check_rows looks at every row
 
 
-def _has_inexact(page: bytes) -> bool:
-    """True if orjson may read a number of the page as another one."""
-    return any(not _is_exact(token) for token in set(_LONG_NUMBER.findall(page)))
+def _holds_more_digits(text: bytes, read: pa.Array) -> bool:
+    """False if no number of the text has digits that the values read from it lack.
+
+    Doubles print with the fewest digits that tell them apart: where the long numbers of the text are together as
+    long as what was read prints, each of them is exact.
+    """
+    digits = text.translate(_DIGITS)
+    if _TINY in digits and _matches(text, _TINY_NUMBER):
+        return True
+    if _LONG not in digits:
+        return False
+    return _runs(digits).true_count != _printed_excess(read) and _is_inexact(text, digits)
 
 
-def _is_exact(token: bytes) -> bool:
-    text = token.decode()
-    if text.removeprefix("-").isdigit():
-        return -(2**63) <= int(text[:20]) < 2**63 and len(text) <= 20
+def _runs(digits: bytes) -> pa.Array:
+    """True where more digits follow each other from there on than a double has."""
+    classes = pa.Array.from_buffers(pa.uint8(), len(digits), [None, pa.py_buffer(digits)])
+    is_long = pc.equal(classes, _DIGIT)
+    for step in (1, 2, 4, 8, 2):
+        is_long = pc.and_(is_long[:-step], is_long[step:])
+    return is_long
+
+
+def _is_inexact(text: bytes, digits: bytes) -> bool:
+    """True if the text has a long number that is not read as what it says."""
+    is_long = _runs(digits)
+    # JSON begins with no digit. Digits inside of texts, as in identifiers, stand after none of these.
+    for before in pc.indices_nonzero(pc.and_not(is_long[1:], is_long[:-1])).to_pylist():
+        if digits[before] in b":-" and (digits[before] in b":" or digits[before - 1] in b":"):
+            number = _NUMBER.match(text, before + 1)
+            assert number is not None
+            if not _is_exact(number[0]):
+                return True
+    return False
+
+
+def _printed_excess(column: pa.Array) -> int:
+    """By how many characters the numbers of a column are longer than a double has digits, if printed."""
+    match column.type.id:
+        case pa.lib.Type_LIST:
+            return _printed_excess(column.flatten())
+        case pa.lib.Type_STRUCT:
+            return sum(map(_printed_excess, column.flatten()))
+        case pa.lib.Type_INT64 if _is_within(column, _INT_DIGITS_END):
+            return 0
+        case pa.lib.Type_DOUBLE | pa.lib.Type_INT64:
+            text = pc.utf8_ltrim(column.cast(pa.string()), "-")
+            lengths = pc.binary_length(text)
+            power = pc.find_substring(text, "e")
+            if pc.any(pc.greater_equal(power, _NONE)).as_py():
+                lengths = pc.if_else(pc.greater_equal(power, _NONE), power, lengths)
+            beyond = pc.subtract(lengths, pa.scalar(_DOUBLE_DIGITS, pa.int32()))
+            return pc.sum(pc.max_element_wise(beyond, _NONE)).as_py() or 0
+        case _:
+            return 0
+
+
+def _matches(text: bytes, pattern: str) -> bool:
+    """True if the pattern, of RE2, is found in the text."""
+    offsets = pa.py_buffer(struct.pack("=2i", 0, len(text)))
+    whole = pa.Array.from_buffers(pa.binary(), 1, [None, offsets, pa.py_buffer(text)])
+    return bool(pc.match_substring_regex(whole, pattern)[0].as_py())
+
+
+def _may_be_inexact(page: bytes) -> bool:
+    """False if orjson surely reads each number of the page as what it says."""
+    digits = page.translate(_DIGITS)
+    if _TINY in digits and _matches(page, _TINY_NUMBER):
+        return True
+    return _LONG in digits and _is_inexact(page, digits)
+
+
+def _is_exact(number: bytes) -> bool:
+    """True for a number, without its sign, that is read as what it says."""
+    if number.isdigit():
+        return len(number) < 20 and int(number) < 2**63
+    if number.replace(b".", b"", 1).lstrip(b"0").isdigit() and len(number.lstrip(b"0.")) <= _DOUBLE_DIGITS:
+        return True  # without looking closer, as that takes long
     try:
-        return Decimal(repr(float(text))) == Decimal(text)
+        return isinstance(_exact_number(number.decode()), float)
     except (ArithmeticError, ValueError):
         return False  # it stands in a text
 
@@ -416,8 +548,14 @@ def _refuse_surrogates(rows: object) -> None:
 
 
 def _exact_number(text: str) -> float | Decimal:
+    """A fraction as a double, or with all its digits where a double has no room for them."""
     nearest, exact = float(text), Decimal(text)
-    return nearest if Decimal(repr(nearest)) == exact else exact
+    is_doubles_own = len(exact.as_tuple().digits) <= _DOUBLE_DIGITS and nearest not in (
+        0.0,
+        math.inf,
+        -math.inf,
+    )
+    return nearest if is_doubles_own or Decimal(repr(nearest)) == exact else exact
 
 
 def _refuse_duplicates(pairs: list[tuple[str, object]]) -> dict[str, object]:
@@ -470,11 +608,15 @@ def _decode_exactly(
         _edit(rows, path, _pseudonym)
     schema, drift = _grow(rows, schema)
     schema, nanos = _split_nanos(rows, schema)
+    again = _read_again(rows, schema)
     rest: dict[int, dict[str, object]] = {}
     columns: dict[str, pa.Array] = {}
     for field in schema.live:
         if field.name in schema.nanos:
             columns[field.name] = pa.array(nanos.get(field.name, [None] * len(rows)), pa.int64())
+            continue
+        if field.name in again:
+            columns[field.name] = again[field.name]
             continue
         values = [row.get(field.source) for row in rows]
         if field.is_inferred and _holds_secret(values):
@@ -496,16 +638,16 @@ def _decode_exactly(
     rescued = (
         [json_text(rest[index]) if index in rest else None for index in range(len(rows))] if rest else None
     )
-    batch = _assemble(columns, rescued, schema, len(rows))
+    batch = _assemble(columns, rescued, schema.arrow, len(rows))
     return Decoded(batch=batch, schema=schema, lengths=lengths, drift=drift, rescued=len(rest))
 
 
 def _grow(rows: Sequence[dict[str, object]], schema: TableSchema) -> tuple[TableSchema, tuple[str, ...]]:
     """Make columns of the keys that have none, as far as the policy and their names allow."""
     known = {field.source for field in schema.fields}
-    unknown = [key for key in dict.fromkeys(key for row in rows for key in row) if key not in known]
-    if not unknown or (schema.is_pinned and schema.policy != "evolve"):
+    if set().union(*rows) <= known or (schema.is_pinned and schema.policy != "evolve"):
         return schema, ()
+    unknown = [key for key in dict.fromkeys(key for row in rows for key in row) if key not in known]
     added: dict[str, ColumnType] = {}
     for key in unknown:
         values = [row.get(key) for row in rows]
@@ -516,6 +658,60 @@ def _grow(rows: Sequence[dict[str, object]], schema: TableSchema) -> tuple[Table
         return schema, ()
     drift = tuple(f"{schema.table}.{key}: new column" for key in added) if schema.is_pinned else ()
     return schema.grow(added), drift
+
+
+def _read_again(rows: Sequence[dict[str, object]], schema: TableSchema) -> Mapping[str, pa.Array]:
+    """The columns that pyarrow's reader can represent, read from what orjson writes of them.
+
+    That is cheaper than to build them from Python objects, and as strict. None at all, if one of them is refused:
+    they are then looked at value by value.
+    """
+    reading = _rereading(_learn_keys_of(rows, schema))
+    if reading is None or not rows:
+        return {}
+    wanted = reading.columns.keys()
+    if not wanted >= set().union(*rows):
+        rows = [{name: value for name, value in row.items() if name in wanted} for row in rows]
+    try:
+        body = b'{"data":' + orjson.dumps(rows) + b"}"
+    except TypeError:  # a number that has more digits than orjson writes
+        return {}
+    read = _read_strictly(body, 1, reading)
+    return read[0] if read is not None else {}
+
+
+@functools.lru_cache(maxsize=1024)
+def _rereading(schema: TableSchema) -> _Reading | None:
+    """How to read as many columns as can be; doubles are written with the digits they have."""
+    nanos = schema.nanos
+    fields = {field.source: field for field in schema.live if field.name not in nanos}
+    types = {name: _fast_type(field, schema) for name, field in fields.items()}
+    readable = {name: read_type for name, read_type in types.items() if read_type is not None}
+    if not readable:
+        return None
+    return _Reading(
+        explicit=pa.schema([("data", pa.list_(pa.struct(list(readable.items()))))]),
+        target=schema.arrow,
+        columns={name: fields[name] for name in readable},
+        has_doubles=False,
+    )
+
+
+def _learn_keys_of(rows: Sequence[dict[str, object]], schema: TableSchema) -> TableSchema:
+    """The schema with the keys that open maps have in these rows; a map with too many is not to be read."""
+    learnt = dict(schema.map_keys)
+    for field in schema.live:
+        if isinstance(field.type, MapType) and isinstance(field.type.value, Scalar):
+            values = [row.get(field.source) for row in rows]
+            keys = dict.fromkeys(learnt.get(field.name, ()))
+            for value in values:
+                if isinstance(value, dict):
+                    keys.update(value)
+            if len(keys) <= _MAP_KEYS:
+                learnt[field.name] = tuple(keys)
+            else:
+                learnt.pop(field.name, None)
+    return schema if learnt == schema.map_keys else replace(schema, map_keys=learnt)
 
 
 def _learn_map_keys(columns: Mapping[str, pa.Array], schema: TableSchema) -> TableSchema:
@@ -540,8 +736,10 @@ def _split_nanos(
         name = f"{field.name}{NANOS}"
         if name not in schema.nanos:
             continue
-        for index, row in enumerate(rows):
-            value = row.get(field.source)
+        values = [row.get(field.source) for row in rows]
+        if not any(isinstance(value, str) and len(value) > _MICROS_LENGTH for value in values):
+            continue
+        for index, (row, value) in enumerate(zip(rows, values, strict=True)):
             fine = _FINE_TIME.fullmatch(value) if isinstance(value, str) else None
             if fine is None or not is_castable(fine[1] + (fine[3] or ""), field.type):
                 continue
@@ -558,7 +756,7 @@ def _rescue_unknown(
 ) -> tuple[str, ...]:
     counts: dict[str, int] = {}
     redacted: dict[str, int] = {}
-    for index, row in enumerate(rows):
+    for index, row in enumerate(rows if set().union(*rows) - known else ()):
         for key in row.keys() - known:
             value = row[key]
             if value is None:
