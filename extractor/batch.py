@@ -6,10 +6,10 @@ bytes, so that one budget bounds all tables together.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from datetime import date, datetime
 
+import msgspec
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -21,26 +21,27 @@ __all__ = (
     "Buffer",
     "PartitionKey",
     "Stamp",
+    "arrivals",
     "split_by_date",
-    "stamp_batch",
+    "stamp_rows",
     "stamp_schema",
+    "with_arrival",
 )
 
 NULL_PARTITION = "__HIVE_DEFAULT_PARTITION__"
 ROWS_MAX = 122_880
 """Rows of a row group at most: readers plan their work by row groups of this size."""
+_ARRIVAL = pa.field("_extracted_at", UTC_TIME)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PartitionKey:
+class PartitionKey(msgspec.Struct, frozen=True, kw_only=True):
     """Where rows belong: the window they were read for, and for events the day on which they happened."""
 
     window: str = ""
     event_date: date | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Stamp:
+class Stamp(msgspec.Struct, frozen=True, kw_only=True):
     """What a run writes into each row of a table."""
 
     run_id: str
@@ -60,23 +61,37 @@ def stamp_schema(columns: pa.Schema, stamp: Stamp) -> pa.Schema:
     return pa.schema([*columns, *own])
 
 
-def stamp_batch(
-    batch: pa.RecordBatch, stamp: Stamp, *, received_at: datetime, event_date: date | None = None
-) -> pa.RecordBatch:
-    """The batch with the run's own columns."""
-    length = batch.num_rows
+def arrivals(lengths: Sequence[int], moments: Sequence[datetime]) -> pa.Array:
+    """For each row of several answers, one after the other, when its answer arrived."""
+    parts = [
+        pa.repeat(pa.scalar(moment, UTC_TIME), length)
+        for length, moment in zip(lengths, moments, strict=True)
+    ]
+    return pa.concat_arrays(parts) if parts else pa.nulls(0, UTC_TIME)
+
+
+def with_arrival(batch: pa.RecordBatch, received_at: pa.Array) -> pa.RecordBatch:
+    """The batch with a last column that says when each row arrived."""
+    return batch.append_column(_ARRIVAL, received_at)
+
+
+def stamp_rows(rows: pa.Table, stamp: Stamp, *, event_date: date | None = None) -> pa.Table:
+    """Rows `with_arrival`, with all of the run's own columns in their places."""
+    length = rows.num_rows
     last = (
         pa.repeat(pa.scalar(event_date, pa.date32()), length)
         if stamp.is_event
         else pa.repeat(pa.scalar(stamp.snapshot_at, UTC_TIME), length)
     )
+    *columns, arrival = rows.columns
     own = [
         pa.repeat(pa.scalar(stamp.run_id, pa.string()), length),
-        pa.repeat(pa.scalar(received_at, UTC_TIME), length),
+        arrival,
         pa.repeat(pa.scalar(stamp.account, pa.string()), length),
         last,
     ]
-    return pa.RecordBatch.from_arrays([*batch.columns, *own], schema=stamp_schema(batch.schema, stamp))
+    schema = stamp_schema(pa.schema(list(rows.schema)[:-1]), stamp)
+    return pa.Table.from_arrays([*columns, *own], schema=schema)
 
 
 def split_by_date(batch: pa.RecordBatch, endpoint: Endpoint) -> Iterator[tuple[date | None, pa.RecordBatch]]:
@@ -116,7 +131,7 @@ def _event_dates(batch: pa.RecordBatch, cursor: str) -> pa.Array:
 
 
 class Buffer:
-    """Batches of one partition that wait for a row group; all of one schema."""
+    """Batches of one partition that wait for a row group; all of one schema, and with their arrival."""
 
     __slots__ = ("batches", "rows", "size_bytes")
 
@@ -131,7 +146,7 @@ class Buffer:
         self.size_bytes += batch.nbytes
 
     def take(self) -> pa.Table:
-        """All that is held, and hold nothing."""
+        """All that is held, at least one batch, and hold nothing."""
         table = pa.Table.from_batches(self.batches)
         self.batches, self.rows, self.size_bytes = [], 0, 0
         return table

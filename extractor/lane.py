@@ -1,25 +1,28 @@
 """The way of one table's pages from fetched body to data file.
 
-A lane decodes the pages of its table in the order of their chains, several at a time, off the event loop; stamps
-them and hands them to the table's writer. It runs while it has pages and ends when it has none. What it holds is
-counted in the run's one memory budget.
+A lane decodes the pages of its table in the order of their chains, several at a time, off the event loop, and hands
+them to the table's writer, whose row groups are encoded while the next pages are decoded. It waits until enough
+pages are there for one call of the decoder, unless nothing else is to come. What it holds is counted in the run's
+one memory budget.
 """
 
 from __future__ import annotations
 
 import tempfile
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from datetime import datetime
+from itertools import groupby
 from pathlib import Path
-from typing import ParamSpec, Protocol, TypeVar
+from typing import Any, ParamSpec, Protocol, TypeVar
 
 import anyio
 import anyio.to_thread
+import msgspec
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from extractor.batch import arrivals
 from extractor.decode.binary import read_binary
 from extractor.decode.json import decode_rows
 from extractor.decode.log_archive import read_log_archive
@@ -39,6 +42,7 @@ __all__ = (
     "Page",
     "Part",
     "Sink",
+    "Spawn",
     "ThreadExecutor",
     "parent_values",
 )
@@ -91,13 +95,18 @@ class Budget:
         """Count a lane among those that hold rows."""
         self._lanes.append(lane)
 
-    async def relieve(self) -> None:
-        """Write out what idle lanes hold, the fullest first, until rows have their half again.
+    @property
+    def group_bytes(self) -> int:
+        """Bytes of pages for one call of a decoder: more do not pay, and all lanes together may wait for theirs."""
+        return min(_GROUP_BYTES, self.size_bytes // (4 * max(1, len(self._lanes))))
 
-        A lane that is at work relieves when it is done: when none is, none holds more than it may.
+    async def relieve(self) -> None:
+        """Write out what lanes hold, the fullest first, until rows have their half again.
+
+        What is being written already will be free without that.
         """
         while self.is_full_of_rows:
-            idle = [lane for lane in self._lanes if lane.sink.buffered_bytes and not lane.lock.locked()]
+            idle = [lane for lane in self._lanes if lane.sink.buffered_bytes and not lane.is_encoding]
             if not idle:
                 return
             await max(idle, key=lambda lane: lane.sink.buffered_bytes).flush()
@@ -130,29 +139,26 @@ class Budget:
         self._freed = anyio.Event()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Page:
+class Page(msgspec.Struct, frozen=True, kw_only=True):
     """One fetched answer on its way to be decoded: of JSON its `rows`, of other formats the whole `response`."""
 
     request: PageRequest
-    rows: bytes
+    rows: bytes | memoryview
     response: Response | None
     received_at: datetime
     size_bytes: int
     attempt: int = 1
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Part:
-    """The rows of one page, decoded."""
+class Part(msgspec.Struct, frozen=True, kw_only=True):
+    """Decoded rows of one window, of one page or more; `received_at` has a time for each row."""
 
     batch: pa.RecordBatch
     window: str
-    received_at: datetime
+    received_at: pa.Array
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DecodeBounds:
+class DecodeBounds(msgspec.Struct, frozen=True, kw_only=True):
     """What a body may be at most."""
 
     body_bytes: int
@@ -161,21 +167,36 @@ class DecodeBounds:
 
 
 class Sink(Protocol):
-    """Where decoded rows go: a table's writer, or whoever streams them."""
+    """Where decoded rows go: a table's writer, or whoever streams them.
+
+    `is_full` asks for `write`, which writes the row groups that are full; `flush` writes all there is.
+    """
 
     @property
     def buffered_bytes(self) -> int: ...
 
+    @property
+    def is_full(self) -> bool: ...
+
     async def take(self, parts: Sequence[Part]) -> None: ...
 
+    async def write(self) -> None: ...
+
     async def flush(self) -> None: ...
+
+
+class Spawn(Protocol):
+    """Starts a task that lives as long as the reading."""
+
+    def __call__(self, work: Callable[[], Coroutine[Any, Any, None]], /) -> None: ...
 
 
 class Lane:
     """The pages of one table of one account, decoded in order by one task at a time.
 
-    `on_page` is called for each page with its rows (JSON only) and their number, once they are with the sink;
-    `on_failure` for a page that is not what it claims to be, of which nothing was kept.
+    `on_page` is called for each page with its number of rows, once they are with the sink, and with the rows
+    themselves (JSON only) if `is_eager`: others wait for them, so that pages are decoded as they come. `on_failure`
+    is called for a page that is not what it claims to be, of which nothing was kept.
     """
 
     def __init__(
@@ -191,10 +212,11 @@ class Lane:
         on_page: Callable[[Page, pa.RecordBatch | None, int], None],
         on_failure: Callable[[Page, ExtractError], None],
         on_drift: Callable[[Sequence[str]], None],
+        spawn: Spawn,
+        is_eager: bool = False,
     ) -> None:
         self.schema = schema
         self.sink = sink
-        self.lock = anyio.Lock()
         self.is_running = False
         self._endpoint = endpoint
         self._executor = executor
@@ -204,34 +226,76 @@ class Lane:
         self._on_page = on_page
         self._on_failure = on_failure
         self._on_drift = on_drift
+        self._spawn = spawn
+        self._is_eager = is_eager
+        self._is_hurried = False
         self._counted = 0
-        budget.join(self)
         self._queue: deque[Page] = deque()
+        self._queued_bytes = 0
+        self._encoded: anyio.Event | None = None
+        budget.join(self)
 
-    def put(self, page: Page) -> bool:
-        """Queue a page; True if the caller is to start `work`, as nobody is at it."""
+    @property
+    def is_encoding(self) -> bool:
+        """True while row groups are written."""
+        return self._encoded is not None
+
+    def put(self, page: Page) -> None:
+        """Queue a page; it is decoded when enough pages are there, or at once if somebody waits for it."""
         self._budget.take_body(page.size_bytes)
         self._queue.append(page)
-        starts = not self.is_running
-        self.is_running = True
-        return starts
+        self._queued_bytes += page.size_bytes
+        self._is_hurried = self._is_hurried or self._is_eager or page.response is not None
+        self._start()
 
-    async def work(self) -> None:
-        """Decode until the queue is empty."""
+    def hurry(self) -> None:
+        """Decode what there is: nothing more is on its way."""
+        self._is_hurried = bool(self._queue)
+        self._start()
+
+    @property
+    def _is_due(self) -> bool:
+        return bool(self._queue) and (self._is_hurried or self._queued_bytes >= self._budget.group_bytes)
+
+    def _start(self) -> None:
+        if self._is_due and not self.is_running:
+            self.is_running = True
+            self._spawn(self._work)
+
+    async def _work(self) -> None:
+        """Decode until no more is due."""
         try:
-            while self._queue:
-                pages = self._next_pages()
-                async with self.lock:
-                    await self._handle(pages)
+            while self._is_due:
+                await self._handle(self._next_pages())
+                if self.sink.is_full:
+                    # At most one row group ahead of the encoder.
+                    await self._until_encoded()
+                    self._encoded = anyio.Event()
+                    self._spawn(self._encode)
                 await self._budget.relieve()
+                self._is_hurried = self._is_hurried and bool(self._queue)
         finally:
             self.is_running = False
 
     async def flush(self) -> None:
         """Write what the table has buffered."""
-        async with self.lock:
-            await self.sink.flush()
+        await self._until_encoded()
+        self._encoded = anyio.Event()
+        await self._encode(everything=True)
+
+    async def _until_encoded(self) -> None:
+        while self._encoded is not None:
+            await self._encoded.wait()
+
+    async def _encode(self, *, everything: bool = False) -> None:
+        """Write row groups; `_encoded` was set by the caller, so that nobody else begins."""
+        try:
+            await (self.sink.flush() if everything else self.sink.write())
+        finally:
+            ended, self._encoded = self._encoded, None
             self._count_rows()
+            if ended is not None:
+                ended.set()
 
     def _count_rows(self) -> None:
         """Tell the budget what the sink holds now."""
@@ -248,6 +312,7 @@ class Lane:
                 break
             pages.append(self._queue.popleft())
             size += pages[-1].size_bytes
+        self._queued_bytes -= size
         return pages
 
     async def _handle(self, pages: Sequence[Page]) -> None:
@@ -277,14 +342,12 @@ class Lane:
             return
         self.schema = decoded.schema
         self._on_drift(decoded.drift)
-        parts, offset = [], 0
+        batch = with_kept(decoded.batch, [page.request.keep for page in pages], decoded.lengths)
+        await self.sink.take(_parts(batch, pages, decoded.lengths))
+        offset = 0
         for page, length in zip(pages, decoded.lengths, strict=True):
-            batch = with_kept(decoded.batch.slice(offset, length), page.request.keep)
-            parts.append(Part(batch=batch, window=page.request.window, received_at=page.received_at))
+            self._on_page(page, batch.slice(offset, length) if self._is_eager else None, length)
             offset += length
-        await self.sink.take([part for part in parts if part.batch.num_rows])
-        for page, part in zip(pages, parts, strict=True):
-            self._on_page(page, part.batch, part.batch.num_rows)
 
     async def _handle_stream(self, page: Page, response: Response) -> None:
         """A format that is read piece by piece: all of it must be good before any of it is kept."""
@@ -293,15 +356,13 @@ class Lane:
         try:
             await self._executor.run(held.fill, self._read_stream(response))
             for batches in held.drain():
-                shaped = [with_kept(shape_batch(batch, self.schema), page.request.keep) for batch in batches]
-                rows += sum(batch.num_rows for batch in shaped)
-                await self.sink.take(
-                    [Part(batch=b, window=page.request.window, received_at=page.received_at) for b in shaped]
-                )
+                for batch in batches:
+                    shaped = with_kept(shape_batch(batch, self.schema), [page.request.keep], [batch.num_rows])
+                    await self.sink.take(_parts(shaped, [page], [batch.num_rows]))
+                rows += sum(batch.num_rows for batch in batches)
                 self._count_rows()
-                if self._budget.is_full_of_rows:
-                    await self.sink.flush()
-                    self._count_rows()
+                if self.sink.is_full or self._budget.is_full_of_rows:
+                    await self.flush()
         except RequestError as failure:
             self._on_failure(page, failure)
             return
@@ -390,22 +451,39 @@ def shape_batch(batch: pa.RecordBatch, schema: TableSchema) -> pa.RecordBatch:
     return pa.RecordBatch.from_arrays(arrays, schema=target)
 
 
-def with_kept(batch: pa.RecordBatch, keep: Sequence[tuple[str, str]]) -> pa.RecordBatch:
-    """The batch with the parent's values in their columns; a value of the row's own stays."""
-    if not keep or not batch.num_rows:
+def _parts(batch: pa.RecordBatch, pages: Sequence[Page], lengths: Sequence[int]) -> list[Part]:
+    """The rows of several pages, those of one window together."""
+    parts: list[Part] = []
+    offset = 0
+    for window, group in groupby(zip(pages, lengths, strict=True), key=lambda pair: pair[0].request.window):
+        answers = list(group)
+        rows = sum(length for _, length in answers)
+        if rows:
+            times = arrivals([length for _, length in answers], [page.received_at for page, _ in answers])
+            whole = batch if rows == batch.num_rows else batch.slice(offset, rows)
+            parts.append(Part(batch=whole, window=window, received_at=times))
+        offset += rows
+    return parts
+
+
+def with_kept(
+    batch: pa.RecordBatch, keeps: Sequence[Sequence[tuple[str, str]]], lengths: Sequence[int]
+) -> pa.RecordBatch:
+    """The batch of several pages with their parents' values in their columns; a row's own value stays."""
+    names = dict.fromkeys(name for keep in keeps for name, _ in keep)
+    if not names or not batch.num_rows:
         return batch
     arrays = list(batch.columns)
-    for name, value in keep:
+    for name in names:
         index = batch.schema.get_field_index(name)
         if index < 0:
             continue
-        constant = pa.scalar(value).cast(batch.schema.field(index).type)
         own = arrays[index]
-        arrays[index] = (
-            pa.repeat(constant, batch.num_rows)
-            if own.null_count == batch.num_rows
-            else pc.coalesce(own, constant)
+        values = [pa.scalar(dict(keep).get(name), pa.string()).cast(own.type) for keep in keeps]
+        kept = pa.concat_arrays(
+            [pa.repeat(value, length) for value, length in zip(values, lengths, strict=True)]
         )
+        arrays[index] = kept if own.null_count == batch.num_rows else pc.coalesce(own, kept)
     return pa.RecordBatch.from_arrays(arrays, schema=batch.schema)
 
 

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import os
 import random
-import secrets
 import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 
 import anyio
@@ -59,7 +59,7 @@ from extractor.schema import TableSchema, plan_schema
 from extractor.settle import Reading, Settled, settle_table
 from extractor.store import Store
 from extractor.stores import open_store
-from extractor.write import TableWriter, WriteSettings
+from extractor.write import RowGroup, TableWriter, WriteSettings
 
 __all__ = ("Interruption", "World", "extract")
 
@@ -96,26 +96,38 @@ async def extract(
 
 
 class _WriterSink:
-    """A table's writer as the lane's sink: its work is done off the event loop."""
+    """A table's writer as the lane's sink: what computes is done off the event loop."""
 
-    def __init__(self, writer: TableWriter, executor: Executor) -> None:
+    def __init__(self, writer: TableWriter, executor: Executor, *, is_event: bool) -> None:
         self.writer = writer
         self._executor = executor
+        self._is_event = is_event
 
     @property
     def buffered_bytes(self) -> int:
         return self.writer.buffered_bytes
 
+    @property
+    def is_full(self) -> bool:
+        return self.writer.is_full
+
     async def take(self, parts: Sequence[Part]) -> None:
-        if parts:
-            await self._executor.run(self._add, parts)
+        # Only events have to be looked at, for the days on which they happened.
+        for part in parts:
+            split = partial(
+                self.writer.partition, part.batch, window=part.window, received_at=part.received_at
+            )
+            self.writer.keep(await self._executor.run(split) if self._is_event else split())
+
+    async def write(self) -> None:
+        await self._write(self.writer.take_groups())
 
     async def flush(self) -> None:
-        await self._executor.run(self.writer.flush)
+        await self._write(self.writer.take_groups(everything=True))
 
-    def _add(self, parts: Sequence[Part]) -> None:
-        for part in parts:
-            self.writer.add(part.batch, window=part.window, received_at=part.received_at)
+    async def _write(self, groups: Sequence[RowGroup]) -> None:
+        await self._executor.run(self.writer.write_groups, groups)
+        self.writer.let_go(groups)
 
 
 class _Run:
@@ -136,7 +148,7 @@ class _Run:
         self._executor = world.executor or ThreadExecutor()
         self._started_at = self._clock.now()
         self._started = self._clock.monotonic()
-        self._run_id = f"{self._started_at:%Y%m%dT%H%M%SZ}-{secrets.token_hex(4)}"
+        self._run_id = f"{self._started_at:%Y%m%dT%H%M%SZ}-{world.token(4)}"
         self._warnings: list[str] = []
         self._provenance: dict[str, object] = {}
         self._readers: list[Reader] = []
@@ -147,7 +159,13 @@ class _Run:
         keys = [
             (table.name, account.name) for table in self._plan.written for account, _ in self._setup.accounts
         ]
-        leases = Leases(self._store, run_id=self._run_id, clock=self._clock, tables=keys)
+        leases = Leases(
+            self._store,
+            run_id=self._run_id,
+            clock=self._clock,
+            tables=keys,
+            token=self._world.token(16),
+        )
         before = await self._executor.run(self._log.newest)
         await self._executor.run(self._prepare, leases)
         self._observer(RunStarted(run_id=self._run_id, lake=self._store.uri, tables=tuple(keys)))
@@ -314,7 +332,7 @@ class _Run:
             ),
             snapshot_date=self._started_at.date().isoformat(),
         )
-        return _WriterSink(writer, self._executor)
+        return _WriterSink(writer, self._executor, is_event=table.endpoint.sync.is_event)
 
     def _stamp(self, table: TablePlan, account: str) -> Stamp:
         return Stamp(
@@ -333,8 +351,18 @@ class _Run:
 
     # --- settling and committing ----------------------------------------------------------------------------
 
+    async def _close_files(self) -> None:
+        """Complete the files of all tables side by side: most of that is waiting for the disk."""
+        async with anyio.create_task_group() as tasks:
+            for reader in self._readers:
+                for table in reader.tables.values():
+                    sink = table.lane.sink
+                    if isinstance(sink, _WriterSink) and table.ledger.is_any_complete:
+                        tasks.start_soon(self._executor.run, sink.writer.close)
+
     async def _settle(self, entry: LogEntry | None) -> list[Settled]:
         settled: list[Settled] = []
+        await self._close_files()
         for reader in self._readers:
             outcomes: dict[str, Outcome] = {}
             for planned in self._plan.active:

@@ -33,6 +33,7 @@ class _StreamSink:
     """Hands batches to whoever iterates; its send waits, so that back-pressure reaches the socket."""
 
     buffered_bytes = 0
+    is_full = False
 
     def __init__(self, send: Callable[[pa.RecordBatch], Awaitable[None]]) -> None:
         self._send = send
@@ -40,6 +41,9 @@ class _StreamSink:
     async def take(self, parts: Sequence[Part]) -> None:
         for part in parts:
             await self._send(part.batch)
+
+    async def write(self) -> None:
+        return
 
     async def flush(self) -> None:
         return
@@ -87,6 +91,7 @@ async def stream(
             sink_of=lambda table: _StreamSink(send.send) if table.name == name else NoSink(),
             spool_folder=lambda: Path(folder),
             learnt_rate=None,
+            is_prompt=True,
         )
 
         async def read() -> None:

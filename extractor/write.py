@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
 from datetime import datetime
 from urllib.parse import quote
 
+import msgspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -18,21 +18,23 @@ from extractor.batch import (
     Buffer,
     PartitionKey,
     Stamp,
+    arrivals,
     split_by_date,
-    stamp_batch,
+    stamp_rows,
     stamp_schema,
+    with_arrival,
 )
 from extractor.endpoint import Endpoint
+from extractor.layout import writer_options
 from extractor.schema import TableSchema
 from extractor.store import Output, Store
 
-__all__ = ("DataFile", "Staged", "TableWriter", "WriteSettings", "rewrite", "staged_path")
+__all__ = ("DataFile", "RowGroup", "Staged", "TableWriter", "WriteSettings", "rewrite", "staged_path")
 
 STAGING = "_extractor/staging"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DataFile:
+class DataFile(msgspec.Struct, frozen=True, kw_only=True):
     """One immutable Parquet file: where it will stand, and what is in it."""
 
     path: str
@@ -46,16 +48,14 @@ class DataFile:
     """Order-free digest of the Arrow values of its rows, where one was needed."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Staged:
+class Staged(msgspec.Struct, frozen=True, kw_only=True):
     """A data file with the window whose rows it holds."""
 
     file: DataFile
     window: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WriteSettings:
+class WriteSettings(msgspec.Struct, frozen=True, kw_only=True):
     """The shape of files; bytes of row groups are of decoded rows, bytes of files as they are stored."""
 
     compression: str = "zstd"
@@ -69,11 +69,21 @@ def staged_path(run_id: str, path: str) -> str:
     return f"{STAGING}/{run_id}/{path}"
 
 
+class RowGroup(msgspec.Struct, frozen=True, kw_only=True):
+    """Stamped rows of one partition, about to be encoded."""
+
+    key: PartitionKey
+    rows: pa.Table
+    size_bytes: int
+
+
 class TableWriter:
     """The files of one table and account in one run.
 
-    Not for several threads at once. Buffers rows by partition, writes a row group when one is full, and starts the
-    next file when one has reached its target size. `finish` closes everything; until then no file is whole.
+    Rows are buffered by partition with `partition` (which only computes, and may run anywhere) and `keep`; a full
+    buffer becomes a row group with `take_groups`, which `write_groups` encodes, on one thread at a time, while more
+    rows are kept. The next file is started when one has reached its target size. `finish` closes everything; until
+    then no file is whole.
     """
 
     def __init__(
@@ -85,49 +95,97 @@ class TableWriter:
         self._settings = settings
         self._snapshot_date = snapshot_date
         self._buffers: dict[PartitionKey, Buffer] = {}
+        self._groups: list[RowGroup] = []
         self._open: OrderedDict[PartitionKey, _OpenFile] = OrderedDict()
         self._numbers: dict[str, int] = {}
         self._staged: list[Staged] = []
         self.rows = 0
+        self.buffered_bytes = 0
+        """Bytes of rows that are not encoded yet."""
 
     @property
-    def buffered_bytes(self) -> int:
-        """Bytes of rows that wait for a row group."""
-        return sum(buffer.size_bytes for buffer in list(self._buffers.values()))
+    def is_full(self) -> bool:
+        """True while there is a row group to take."""
+        return bool(self._groups)
 
-    def add(self, batch: pa.RecordBatch, *, window: str, received_at: datetime) -> None:
-        """Take the rows of one answer, and write the row groups that they fill."""
-        self.rows += batch.num_rows
-        for key, part in self._partitions(batch, window):
-            buffer = self._buffers.setdefault(key, Buffer())
-            stamped = stamp_batch(part, self._stamp, received_at=received_at, event_date=key.event_date)
-            if buffer.batches and buffer.batches[0].schema != stamped.schema:
-                self._write_group(key)
-            buffer.add(stamped)
-            if buffer.size_bytes >= self._settings.row_group_bytes or buffer.rows >= ROWS_MAX:
-                self._write_group(key)
+    def add(self, batch: pa.RecordBatch, *, window: str, received_at: datetime | pa.Array) -> None:
+        """Take rows, and write the row groups that they fill: all in one step."""
+        self.keep(self.partition(batch, window=window, received_at=received_at))
+        self._write_and_let_go(self.take_groups())
 
     def flush(self) -> None:
-        """Write what is buffered, as smaller row groups than one would like: memory is needed elsewhere."""
-        for key in list(self._buffers):
-            self._write_group(key)
+        """Write what is buffered, as smaller row groups than one would like."""
+        self._write_and_let_go(self.take_groups(everything=True))
+
+    def partition(
+        self, batch: pa.RecordBatch, *, window: str, received_at: datetime | pa.Array
+    ) -> list[tuple[PartitionKey, pa.RecordBatch]]:
+        """The rows by partition; `received_at` is one moment, or one for each row."""
+        if not batch.num_rows:
+            return []
+        if isinstance(received_at, datetime):
+            received_at = arrivals([batch.num_rows], [received_at])
+        batch = with_arrival(batch, received_at)
+        if not self._endpoint.sync.is_event:
+            return [(PartitionKey(window=window), batch)]
+        days = split_by_date(batch, self._endpoint)
+        return [(PartitionKey(window=window, event_date=day), part) for day, part in days]
+
+    def keep(self, parts: Sequence[tuple[PartitionKey, pa.RecordBatch]]) -> None:
+        """Buffer what `partition` gave."""
+        for key, part in parts:
+            buffer = self._buffers.setdefault(key, Buffer())
+            if buffer.batches and (
+                buffer.rows + part.num_rows > ROWS_MAX or buffer.batches[0].schema != part.schema
+            ):
+                self._close_group(key)
+            before = buffer.size_bytes
+            buffer.add(part)
+            self.rows += part.num_rows
+            self.buffered_bytes += buffer.size_bytes - before
+            if buffer.size_bytes >= self._settings.row_group_bytes:
+                self._close_group(key)
+
+    def take_groups(self, *, everything: bool = False) -> list[RowGroup]:
+        """The row groups that are full; with `everything` also smaller ones than one would like.
+
+        They count as buffered until they are written.
+        """
+        if everything:
+            for key in [key for key, buffer in self._buffers.items() if buffer.batches]:
+                self._close_group(key)
+        groups, self._groups = self._groups, []
+        return groups
+
+    def write_groups(self, groups: Sequence[RowGroup]) -> None:
+        """Encode row groups, in order; nothing else may write meanwhile."""
+        for group in groups:
+            self._write_group(group)
+
+    def let_go(self, groups: Sequence[RowGroup]) -> None:
+        """Count written groups as buffered no more."""
+        self.buffered_bytes -= sum(group.size_bytes for group in groups)
 
     def finish(self, schema: TableSchema) -> tuple[Staged, ...]:
         """Close all files and give them; a snapshot of no rows is one typed, empty file.
 
         `schema` types that file. Event files of no rows are made by `empty` where the lake has none.
         """
-        self.flush()
-        for key in list(self._open):
-            self._close(key)
+        self.close()
         if not self._staged and not self._endpoint.sync.is_event and not self._endpoint.sync.is_replaced:
             self._staged.append(self.empty(schema))
         return tuple(self._staged)
 
+    def close(self) -> None:
+        """Write what is buffered and complete the files that are open, durably; `finish` gives them."""
+        self.flush()
+        for key in list(self._open):
+            self._close(key)
+
     def empty(self, schema: TableSchema) -> Staged:
         """One typed file without rows, staged."""
         key = PartitionKey()
-        opened = self._start(key, stamp_schema(schema.arrow, self._stamp))
+        opened = self._start(key, stamp_schema(schema.arrow, self._stamp).empty_table())
         return Staged(file=opened.close(), window="")
 
     def abort(self) -> None:
@@ -136,23 +194,20 @@ class TableWriter:
             opened.abort()
         self._open.clear()
         self._buffers.clear()
+        self._groups.clear()
 
-    def _partitions(
-        self, batch: pa.RecordBatch, window: str
-    ) -> Iterator[tuple[PartitionKey, pa.RecordBatch]]:
-        if batch.num_rows == 0:
-            return
-        if not self._endpoint.sync.is_event:
-            yield PartitionKey(window=window), batch
-            return
-        for day, part in split_by_date(batch, self._endpoint):
-            yield PartitionKey(window=window, event_date=day), part
+    def _write_and_let_go(self, groups: Sequence[RowGroup]) -> None:
+        self.write_groups(groups)
+        self.let_go(groups)
 
-    def _write_group(self, key: PartitionKey) -> None:
+    def _close_group(self, key: PartitionKey) -> None:
         buffer = self._buffers[key]
-        if not buffer.batches:
-            return
-        table = buffer.take()
+        size_bytes = buffer.size_bytes
+        rows = stamp_rows(buffer.take(), self._stamp, event_date=key.event_date)
+        self._groups.append(RowGroup(key=key, rows=rows, size_bytes=size_bytes))
+
+    def _write_group(self, group: RowGroup) -> None:
+        key, table = group.key, group.rows
         opened = self._open.get(key)
         if opened is not None and opened.schema != table.schema:
             self._close(key)
@@ -160,20 +215,20 @@ class TableWriter:
         if opened is None:
             if len(self._open) >= self._settings.open_files:
                 self._close(next(iter(self._open)))
-            opened = self._open[key] = self._start(key, table.schema)
+            opened = self._open[key] = self._start(key, table)
         self._open.move_to_end(key)
         opened.write(table)
         if opened.size_bytes >= self._settings.target_file_bytes:
             self._close(key)
 
-    def _start(self, key: PartitionKey, schema: pa.Schema) -> _OpenFile:
+    def _start(self, key: PartitionKey, first: pa.Table) -> _OpenFile:
         folder, partition = self._place(key)
         number = self._numbers.get(folder, 0)
         self._numbers[folder] = number + 1
         name = f"{self._stamp.run_id}-{number:05d}" if self._stamp.is_event else f"part-{number:05d}"
         path = f"{folder}/{name}.parquet"
         output = self._store.open_output(staged_path(self._stamp.run_id, path))
-        return _OpenFile(output, path, partition, schema, self._settings.compression)
+        return _OpenFile(output, path, partition, first, self._settings.compression)
 
     def _place(self, key: PartitionKey) -> tuple[str, tuple[tuple[str, str], ...]]:
         account = ("account", self._stamp.account)
@@ -193,24 +248,24 @@ class TableWriter:
 
 
 class _OpenFile:
-    """A Parquet file on its way: digested as it is written."""
+    """A Parquet file on its way: digested as it is written, and encoded as suits its first row group."""
 
     def __init__(
         self,
         output: Output,
         path: str,
         partition: tuple[tuple[str, str], ...],
-        schema: pa.Schema,
+        first: pa.Table,
         compression: str,
     ) -> None:
-        self.schema = schema
+        self.schema = first.schema
         self._path = path
         self._partition = partition
         self._output = output
         self._sink = _DigestingSink(output)
         self._rows = 0
         self._writer = pq.ParquetWriter(
-            pa.PythonFile(self._sink, mode="w"), schema, compression=compression, write_page_index=True
+            pa.PythonFile(self._sink, mode="w"), self.schema, **writer_options(first, compression=compression)
         )
 
     @property
@@ -218,8 +273,8 @@ class _OpenFile:
         return self._sink.size_bytes
 
     def write(self, table: pa.Table) -> None:
-        """Append one row group."""
-        self._writer.write_table(table, row_group_size=table.num_rows)
+        """Append one row group, or more if there are too many rows for one."""
+        self._writer.write_table(table, row_group_size=ROWS_MAX)
         self._rows += table.num_rows
 
     def close(self) -> DataFile:
@@ -290,7 +345,7 @@ def rewrite(
     if not kept:
         store.delete(place)
         return None
-    opened = _OpenFile(store.open_output(place), file.path, file.partition, kept[0].schema, compression)
+    opened = _OpenFile(store.open_output(place), file.path, file.partition, kept[0], compression)
     for table in kept:
         opened.write(table)
-    return replace(staged, file=opened.close())
+    return msgspec.structs.replace(staged, file=opened.close())

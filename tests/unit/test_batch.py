@@ -7,7 +7,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from extractor.batch import Buffer, Stamp, split_by_date, stamp_batch, stamp_schema
+from extractor.batch import (
+    Buffer,
+    Stamp,
+    arrivals,
+    split_by_date,
+    stamp_rows,
+    stamp_schema,
+    with_arrival,
+)
 from extractor.endpoint import Endpoint, Sync
 from extractor.schema import UTC_TIME
 
@@ -28,19 +36,25 @@ def days_of(column: pa.Array, cursor: str = "at") -> list[tuple[date | None, lis
 def test_a_stamped_row_says_which_run_wrote_it_and_when_it_arrived(is_event: bool) -> None:
     stamp = Stamp(run_id="r1", account="default", snapshot_at=NOON, is_event=is_event)
     batch = pa.record_batch({"id": [1, 2]})
+    rows = pa.Table.from_batches([with_arrival(batch, arrivals([1, 0, 1], [LATER, NOON, NOON]))])
 
-    stamped = stamp_batch(batch, stamp, received_at=LATER, event_date=date(2026, 11, 21))
+    stamped = stamp_rows(rows, stamp, event_date=date(2026, 11, 21))
 
     last = {"_event_date": date(2026, 11, 21)} if is_event else {"_snapshot_at": NOON}
-    own = {"_run_id": "r1", "_extracted_at": LATER, "_account": "default", **last}
-    assert stamped.to_pylist() == [{"id": 1, **own}, {"id": 2, **own}]
+    own = {"_run_id": "r1", "_account": "default", **last}
+    assert stamped.to_pylist() == [
+        {"id": 1, "_extracted_at": LATER, **own},
+        {"id": 2, "_extracted_at": NOON, **own},
+    ]
     assert stamped.schema == stamp_schema(batch.schema, stamp)
 
 
 def test_a_row_without_a_day_is_stamped_with_none() -> None:
     stamp = Stamp(run_id="r1", account="default", snapshot_at=NOON, is_event=True)
 
-    stamped = stamp_batch(pa.record_batch({"id": [1]}), stamp, received_at=LATER)
+    rows = pa.Table.from_batches([with_arrival(pa.record_batch({"id": [1]}), arrivals([1], [LATER]))])
+
+    stamped = stamp_rows(rows, stamp)
 
     assert stamped.column("_event_date").to_pylist() == [None]
 

@@ -7,7 +7,7 @@ from decimal import Decimal
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from extractor.batch import Stamp, stamp_batch
+from extractor.batch import Stamp, arrivals, stamp_rows, with_arrival
 from extractor.decode.json import decode_rows
 from extractor.digest import digest_rows
 from extractor.endpoint import parse_type
@@ -25,9 +25,10 @@ def schema_of(**types: str) -> TableSchema:
 def landed(page: bytes, schema: TableSchema) -> pa.Table:
     """The rows of a page as they are read back from a file."""
     stamp = Stamp(run_id="r1", account="default", snapshot_at=NOON, is_event=False)
-    batch = stamp_batch(decode_rows([page], schema).batch, stamp, received_at=NOON)
+    batch = decode_rows([page], schema).batch
+    rows = pa.Table.from_batches([with_arrival(batch, arrivals([batch.num_rows], [NOON]))])
     sink = io.BytesIO()
-    pq.write_table(pa.Table.from_batches([batch]), sink)
+    pq.write_table(stamp_rows(rows, stamp), sink)
     return pq.read_table(io.BytesIO(sink.getvalue()))
 
 

@@ -2,13 +2,15 @@ from __future__ import annotations
 
 import io
 import zipfile
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import anyio
 import anyio.lowlevel
+import msgspec
 import pyarrow as pa
 import pytest
 from hypothesis import given, settings
@@ -44,7 +46,13 @@ class Shelf:
 
     ids: list[int] = field(default_factory=list)
     buffered_bytes: int = 0
+    full_bytes: int = 1 << 40
+    written: int = 0
     flushed: int = 0
+
+    @property
+    def is_full(self) -> bool:
+        return self.buffered_bytes >= self.full_bytes
 
     async def take(self, parts: Sequence[Part]) -> None:
         for part in parts:
@@ -52,7 +60,13 @@ class Shelf:
             self.ids += part.batch.column("id").to_pylist()
             self.buffered_bytes += part.batch.nbytes
 
+    async def write(self) -> None:
+        await anyio.lowlevel.checkpoint()
+        self.written += 1
+        self.buffered_bytes = 0
+
     async def flush(self) -> None:
+        await anyio.lowlevel.checkpoint()
         self.flushed += 1
         self.buffered_bytes = 0
 
@@ -69,6 +83,8 @@ class Bench:
     pages: list[tuple[str, int]] = field(default_factory=list)
     failures: list[tuple[str, type[ExtractError]]] = field(default_factory=list)
     drift: list[str] = field(default_factory=list)
+    is_eager: bool = True
+    works: list[Callable[[], Coroutine[Any, Any, None]]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.lane = Lane(
@@ -82,7 +98,17 @@ class Bench:
             on_page=lambda page, batch, rows: self.pages.append((page.request.path, rows)),
             on_failure=lambda page, failure: self.failures.append((page.request.path, type(failure))),
             on_drift=self.drift.extend,
+            spawn=self.works.append,
+            is_eager=self.is_eager,
         )
+
+    async def work(self) -> None:
+        """Do what was spawned, and what that spawns."""
+        while self.works:
+            works, self.works[:] = list(self.works), []
+            async with anyio.create_task_group() as group:
+                for work in works:
+                    group.start_soon(work)
 
 
 def page(
@@ -109,12 +135,12 @@ def ids(*numbers: int) -> str:
 def test_rows_reach_the_sink_in_the_order_in_which_pages_came(shapes: list[tuple[int, int]]) -> None:
     async def scene() -> Bench:
         bench = Bench(executor=ThreadExecutor(2), budget=Budget(1 << 40))
-        async with anyio.create_task_group() as group:
-            for number, (rows, size) in enumerate(shapes):
-                text = ids(*(10 * number + row for row in range(rows)))
-                if bench.lane.put(page(f"/{number}", text, size_bytes=size)):
-                    group.start_soon(bench.lane.work)
-                await anyio.lowlevel.checkpoint()
+        for number, (rows, size) in enumerate(shapes):
+            text = ids(*(10 * number + row for row in range(rows)))
+            bench.lane.put(page(f"/{number}", text, size_bytes=size))
+            if size % 3:
+                await bench.work()
+        await bench.work()
         return bench
 
     bench = anyio.run(scene)
@@ -125,14 +151,44 @@ def test_rows_reach_the_sink_in_the_order_in_which_pages_came(shapes: list[tuple
     assert not bench.lane.is_running
 
 
-async def test_only_the_first_page_asks_for_somebody_to_work() -> None:
+async def test_only_one_task_is_at_work_at_a_time() -> None:
     bench = Bench()
 
-    starts = [bench.lane.put(page("/0", ids(1))), bench.lane.put(page("/1", ids(2)))]
-    await bench.lane.work()
+    bench.lane.put(page("/0", ids(1)))
+    bench.lane.put(page("/1", ids(2)))
+    tasks = len(bench.works)
+    await bench.work()
+    bench.lane.put(page("/2", ids(3)))
 
-    assert starts == [True, False]
-    assert bench.lane.put(page("/2", ids(3))) is True
+    assert (tasks, bench.shelf.ids, len(bench.works)) == (1, [1, 2], 1)
+
+
+async def test_pages_nobody_waits_for_are_decoded_when_there_are_enough_or_no_more_will_come() -> None:
+    bench = Bench(is_eager=False, budget=Budget(4 << 20))
+    bench.lane.put(page("/0", ids(1), size_bytes=1_000_000))
+    few = len(bench.works)
+    bench.lane.put(page("/1", ids(2), size_bytes=100_000))
+    enough = len(bench.works)
+    await bench.work()
+    bench.lane.put(page("/2", ids(3), size_bytes=1))
+    left = len(bench.works)
+    bench.lane.hurry()
+    await bench.work()
+    bench.lane.hurry()
+
+    assert (few, enough, left) == (0, 1, 0)
+    assert (bench.shelf.ids, bench.works) == ([1, 2, 3], [])
+
+
+async def test_row_groups_are_written_while_pages_are_decoded_one_ahead_at_most() -> None:
+    bench = Bench(budget=Budget(1 << 40), shelf=Shelf(full_bytes=8))
+    async with anyio.create_task_group() as group:
+        bench.lane._spawn = group.start_soon
+        for number in range(3):
+            bench.lane.put(page(f"/{number}", ids(number), size_bytes=1 << 20))
+
+    assert (bench.shelf.ids, bench.shelf.written, bench.shelf.flushed) == ([0, 1, 2], 3, 0)
+    assert (bench.budget.bodies, bench.budget.rows, bench.lane.is_encoding) == (0, 0, False)
 
 
 async def test_a_page_that_is_to_blame_is_found_and_its_neighbours_are_kept() -> None:
@@ -140,7 +196,7 @@ async def test_a_page_that_is_to_blame_is_found_and_its_neighbours_are_kept() ->
     for number, rows in enumerate([ids(1), "[7]", ids(3)]):
         bench.lane.put(page(f"/{number}", rows))
 
-    await bench.lane.work()
+    await bench.work()
 
     assert bench.shelf.ids == [1, 3]
     assert (bench.pages, bench.failures) == ([("/0", 1), ("/2", 1)], [("/1", MalformedBody)])
@@ -152,7 +208,7 @@ async def test_drift_that_the_policy_refuses_fails_the_page_that_drifts() -> Non
     for number, rows in enumerate([ids(1), '[{"id":2,"new":1}]']):
         bench.lane.put(page(f"/{number}", rows))
 
-    await bench.lane.work()
+    await bench.work()
 
     assert (bench.shelf.ids, bench.failures) == ([1], [("/1", DriftRefused)])
 
@@ -160,10 +216,10 @@ async def test_drift_that_the_policy_refuses_fails_the_page_that_drifts() -> Non
 async def test_a_schema_that_grew_is_used_for_the_pages_after() -> None:
     bench = Bench()
     bench.lane.put(page("/0", '[{"id":1,"new":"x"}]'))
-    await bench.lane.work()
+    await bench.work()
     bench.lane.put(page("/1", '[{"id":2,"new":"y"}]'))
 
-    await bench.lane.work()
+    await bench.work()
 
     assert [known.name for known in bench.lane.schema.fields] == ["id", "new"]
     assert bench.drift == ["t.new: new column"]
@@ -209,10 +265,10 @@ def test_what_is_held_never_exceeds_the_budget_by_more_than_the_page_last_admitt
     async def scene() -> Bench:
         bench = Bench(budget=Budget(size_bytes))
         async with anyio.create_task_group() as group:
+            bench.lane._spawn = group.start_soon
             for number, rows in enumerate(sizes):
                 await bench.budget.admit()
-                if bench.lane.put(page(f"/{number}", ids(*range(rows // 20)), size_bytes=rows)):
-                    group.start_soon(bench.lane.work)
+                bench.lane.put(page(f"/{number}", ids(*range(rows // 20)), size_bytes=rows))
         return bench
 
     bench = anyio.run(scene)
@@ -227,7 +283,7 @@ async def test_rows_beyond_half_of_the_budget_are_written_early() -> None:
     bench = Bench(budget=Budget(64))
     bench.lane.put(page("/0", ids(1, 2, 3, 4, 5), size_bytes=1))
 
-    await bench.lane.work()
+    await bench.work()
 
     assert (bench.shelf.flushed, bench.budget.rows) == (1, 0)
 
@@ -259,7 +315,9 @@ def archive(spool: Path, *members: str, cut: int = 0) -> Page:
         elapsed_seconds=0,
         received_at=NOON,
     )
-    return replace(page(f"/{spool.name}", "", size_bytes=response.size_bytes), response=response)
+    return msgspec.structs.replace(
+        page(f"/{spool.name}", "", size_bytes=response.size_bytes), response=response
+    )
 
 
 def names_in(folder: Path) -> list[str]:
@@ -271,7 +329,7 @@ async def test_an_archive_is_read_line_by_line_and_its_body_removed(tmp_path: Pa
     bench.lane.put(archive(tmp_path / "a", "one\ntwo\n", "three\n"))
     bench.lane.put(archive(tmp_path / "b", "four\n"))
 
-    await bench.lane.work()
+    await bench.work()
 
     assert bench.shelf.ids == [1, 2, 1, 1]
     assert (bench.pages, bench.failures) == ([("/a", 3), ("/b", 1)], [])
@@ -282,7 +340,7 @@ async def test_of_a_damaged_archive_nothing_is_kept(tmp_path: Path) -> None:
     bench = Bench(schema=LINES, format="log_archive")
     bench.lane.put(archive(tmp_path / "a", "one\n", cut=30))
 
-    await bench.lane.work()
+    await bench.work()
 
     assert (bench.shelf.ids, bench.pages, bench.failures) == ([], [], [("/a", MalformedBody)])
     assert (bench.budget.bodies, names_in(tmp_path)) == (0, [])
@@ -320,9 +378,13 @@ def test_a_value_of_the_parent_fills_its_column_where_the_row_has_none_of_its_ow
         {"service_id": pa.array([None, "own"]), "n": pa.array([None, None], pa.int64()), "x": [1, 2]}
     )
 
-    filled = with_kept(batch, [("service_id", "s1"), ("n", "5"), ("absent", "y")])
+    filled = with_kept(
+        batch,
+        [[("service_id", "s1"), ("n", "5"), ("absent", "y")], [("service_id", "s2"), ("n", "6")]],
+        [1, 1],
+    )
 
-    assert filled.to_pylist() == [{"service_id": "s1", "n": 5, "x": 1}, {"service_id": "own", "n": 5, "x": 2}]
+    assert filled.to_pylist() == [{"service_id": "s1", "n": 5, "x": 1}, {"service_id": "own", "n": 6, "x": 2}]
     assert filled.schema == batch.schema
 
 
