@@ -13,10 +13,11 @@ import json
 import re
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Literal, TypeAlias
 from urllib.parse import urlsplit
+
+import msgspec
 
 from extractor.endpoint import (
     ColumnType,
@@ -52,16 +53,14 @@ __all__ = (
 # --- loading ------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Excluded:
+class Excluded(msgspec.Struct, frozen=True, kw_only=True):
     """A path of the API that no endpoint reads, and why."""
 
     path: str
     reason: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Catalog:
+class Catalog(msgspec.Struct, frozen=True, kw_only=True):
     """The endpoints by name, in the order of their files, and the paths left out on purpose."""
 
     endpoints: Mapping[str, Endpoint]
@@ -144,7 +143,7 @@ def _read_excluded(table: object, file: str) -> Iterator[Excluded]:
 
 _ENDPOINT_KEYS = tuple(
     "class" if name == "class_" else name
-    for name in (member.name for member in fields(Endpoint))
+    for name in Endpoint.__struct_fields__
     if name not in ("name", "file")
 )
 _PAGING_KEYS = {
@@ -271,8 +270,7 @@ def _holds(endpoint: Endpoint, path: str) -> bool:
 # --- comparing ----------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Operation:
+class Operation(msgspec.Struct, frozen=True, kw_only=True):
     """A GET of a specification."""
 
     path: str
@@ -282,8 +280,7 @@ class Operation:
     deprecated: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Match:
+class Match(msgspec.Struct, frozen=True, kw_only=True):
     """An endpoint that reads a GET of the specification, and where the two differ.
 
     Nested names read `endpoints[].ports[].name`, as in the catalogue; `{}` is a value of an open map.
@@ -304,8 +301,7 @@ class Match:
     notes: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Comparison:
+class Comparison(msgspec.Struct, frozen=True, kw_only=True):
     """A catalogue set against a specification; only GETs count."""
 
     title: str
@@ -491,8 +487,7 @@ def _operation_line(operation: Operation) -> str:
 # --- reading a specification --------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Get:
+class _Get(msgspec.Struct, frozen=True, kw_only=True):
     """A GET as its document states it."""
 
     path: str
@@ -578,12 +573,11 @@ def _resolve(value: object, specification: Mapping[str, object]) -> Mapping[str,
 _Kind: TypeAlias = Literal["string", "integer", "number", "boolean", "array", "object", "map", "any"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Shape:
+class _Shape(msgspec.Struct, frozen=True, kw_only=True):
     """A schema reduced to what columns can say."""
 
     kind: _Kind
-    properties: Mapping[str, object] = field(default_factory=dict)
+    properties: Mapping[str, object] = {}
     item: object = None
     """The schema of an array's items or an open map's values."""
 
@@ -645,13 +639,12 @@ _HOLDS: Mapping[_Kind, frozenset[str]] = {
 }
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Drift:
+class _Drift(msgspec.Struct, frozen=True, kw_only=True):
     """Findings of one walk through rows and columns, in the order met."""
 
-    lacking: list[str] = field(default_factory=list)
-    unknown: list[str] = field(default_factory=list)
-    retyped: list[str] = field(default_factory=list)
+    lacking: list[str] = []
+    unknown: list[str] = []
+    retyped: list[str] = []
 
 
 def _match(endpoint: Endpoint, get: _Get, specification: Mapping[str, object]) -> Match:

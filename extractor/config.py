@@ -264,6 +264,8 @@ def _build(
 def _convert(
     given: Mapping[str, object], kind: type[T], section: str, origin: Mapping[str, str], file: str
 ) -> T:
+    if not given:
+        return kind()  # all that is in it has a default; looking up the types takes longer than the rest
     types = {field.name: field.type for field in msgspec.structs.fields(kind)}  # type: ignore[arg-type]  # a Struct
     for key in given:
         if key not in types:

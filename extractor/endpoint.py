@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from datetime import datetime
+from functools import cache
 from typing import Literal
 
 import msgspec
@@ -64,29 +64,25 @@ SCALARS = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Scalar:
+class Scalar(msgspec.Struct, frozen=True):
     """One of `SCALARS`."""
 
     name: str
 
 
-@dataclass(frozen=True, slots=True)
-class ListType:
+class ListType(msgspec.Struct, frozen=True):
     """A JSON array whose items have one type."""
 
     item: ColumnType
 
 
-@dataclass(frozen=True, slots=True)
-class MapType:
+class MapType(msgspec.Struct, frozen=True):
     """A JSON object with open keys: map<string, value>."""
 
     value: ColumnType
 
 
-@dataclass(frozen=True, slots=True)
-class StructType:
+class StructType(msgspec.Struct, frozen=True):
     """A JSON object with known keys."""
 
     fields: tuple[tuple[str, ColumnType], ...]
@@ -95,6 +91,7 @@ class StructType:
 ColumnType = Scalar | ListType | MapType | StructType
 
 
+@cache  # the catalogue names some hundred types a thousand times
 def parse_type(text: str) -> ColumnType:
     """Read `string`, `list<T>`, `map<string,T>` or `struct<name:T,…>`, at any depth.
 
@@ -240,8 +237,7 @@ class Window(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     replace: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Sync:
+class Sync(msgspec.Struct, frozen=True, kw_only=True):
     """How a table grows: `snapshot`, `window` or `append`; `cursor` dates the rows of the last two."""
 
     kind: Literal["snapshot", "window", "append"]
@@ -260,8 +256,7 @@ class Sync:
         return self.window is not None and self.window.replace
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Column:
+class Column(msgspec.Struct, frozen=True, kw_only=True):
     """A column of the table, or, where `path` has a dot or brackets, a value inside one."""
 
     path: str
@@ -273,8 +268,7 @@ class Column:
         return "." in self.path or "[]" in self.path
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Endpoint:
+class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
     """One readable resource of the API and the table that it fills; `name` is the table's."""
 
     name: str
@@ -460,7 +454,7 @@ def _read_column(path: str, raw: str | dict[str, str]) -> Column:
     spec = {"type": raw} if isinstance(raw, str) else raw
     if unknown := set(spec) - {"type", "class"}:
         raise ConfigError(f"column {path!r}: {sorted(unknown)[0]!r} is none of type, class")
-    class_ = msgspec.convert(spec.get("class", ""), Class)
+    class_: Class = msgspec.convert(spec["class"], Class) if "class" in spec else ""
     column = Column(path=path, type=parse_type(spec["type"]) if "type" in spec else None, class_=class_)
     if path.startswith("_"):
         raise ConfigError(f"column {path!r}: names that start with _ are the extractor's own")

@@ -5,22 +5,14 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 
 import click
 
 from extractor.cli.arguments import SWITCHES, VALUED, known_secrets
-from extractor.cli.catalog import catalog
-from extractor.cli.check import check
-from extractor.cli.demo import demo
 from extractor.cli.failure import DEBUG_VARIABLE, report_failure
-from extractor.cli.files import files
-from extractor.cli.init import init
 from extractor.cli.output import PROGRAM, Output
-from extractor.cli.plan import plan
-from extractor.cli.run import run
-from extractor.cli.runs import runs
-from extractor.cli.sandbox import sandbox
-from extractor.cli.show import show
+from extractor.cli.startup import start_lean
 
 __all__ = ("invoke", "main")
 
@@ -29,14 +21,21 @@ _FIRST_STEPS = f"""\
 {PROGRAM} run --api-key-file FILE    extract your SkySQL account into ./lake
 {PROGRAM} init                       write a commented configuration file; more in --help"""
 
-_VERBS = (run, demo, init, plan, check, catalog, runs, show, files, sandbox)
+# Each verb is what its module is named after, and imported only where it is asked for.
+_VERBS = ("run", "demo", "init", "plan", "check", "catalog", "runs", "show", "files", "sandbox")
 
 
 class _Program(click.Group):
     """The verbs in the order in which one meets them; global flags may stand before the verb too."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(self.commands)
+        return list(_VERBS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _VERBS:
+            return None
+        command: click.Command = getattr(import_module(f"extractor.cli.{cmd_name}"), cmd_name)
+        return command
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         return super().parse_args(ctx, _verb_first(args))
@@ -44,11 +43,11 @@ class _Program(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        if args[0] not in self.commands:
+        if args[0] not in _VERBS:
             import difflib
 
-            close = difflib.get_close_matches(args[0], self.commands, n=1, cutoff=0.5)
-            advice = f"; did you mean {close[0]}?" if close else f"; the verbs are {', '.join(self.commands)}"
+            close = difflib.get_close_matches(args[0], _VERBS, n=1, cutoff=0.5)
+            advice = f"; did you mean {close[0]}?" if close else f"; the verbs are {', '.join(_VERBS)}"
             raise click.UsageError(f"unknown verb {args[0]!r}{advice}", ctx=ctx)
         return super().resolve_command(ctx, args)
 
@@ -96,10 +95,6 @@ def _version() -> str:
         return "of an uninstalled source tree"
 
 
-for _verb in _VERBS:
-    _program.add_command(_verb)
-
-
 def invoke(argv: Sequence[str]) -> int:
     """Do what `argv` (without the program's name) asks for and return the exit code; never raises."""
     ours = argv[: list(argv).index("--")] if "--" in argv else argv
@@ -117,6 +112,7 @@ def invoke(argv: Sequence[str]) -> int:
 
 def main() -> None:
     """The console script."""
+    start_lean()
     for stream in (sys.stdout, sys.stderr):
         reconfigure = getattr(stream, "reconfigure", None)
         if reconfigure is not None:

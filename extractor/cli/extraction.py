@@ -14,6 +14,7 @@ from extractor.cli.arguments import Arguments
 from extractor.cli.logs import DEBUG, INFORMATION, NOTHING, WARNING, log_lines
 from extractor.cli.output import PROGRAM
 from extractor.cli.result import failure_line, report_text
+from extractor.cli.startup import begin_work
 from extractor.errors import ExtractError
 
 if TYPE_CHECKING:
@@ -85,7 +86,9 @@ def run_async(coroutine: Coroutine[object, object, T]) -> T:
     try:
         import uvloop
     except ImportError:
+        begin_work()
         return asyncio.run(coroutine)
+    begin_work()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(coroutine)
 

@@ -68,8 +68,10 @@ async def _serve(options: SandboxOptions, until_stdin_ends: bool) -> None:
     import asyncio
     import signal
 
+    from extractor.cli.startup import begin_work
     from extractor.sandbox import serve
 
+    begin_work()
     task = asyncio.current_task()
     assert task is not None
     loop = asyncio.get_running_loop()
