@@ -2,15 +2,16 @@
 
 One `AccountRun` owns the frontier, the limiter and the credential of its account. Every attempt ends in one of
 four ways: its page goes to the table's lane, it is put back for another attempt, its chain is given up, or the run
-ends because the key is refused or the server cannot be reached.
+ends because the key is refused or the server cannot be reached. The first and the third wait for the turn of their
+page: where the pages of a chain can be counted, several are asked for at once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import Any, Protocol
+from functools import partial
 
 import anyio
 import msgspec
@@ -35,15 +36,15 @@ from extractor.errors import (
 )
 from extractor.events import Observer, PageStored, RequestFailed, RequestRetried, RequestSucceeded, Throttled
 from extractor.fetch import Fetcher, Request, Response
-from extractor.lane import Lane, Page, parent_values
+from extractor.lane import Budget, Lane, Page, parent_values
 from extractor.ledger import Ledger, OpenChain
 from extractor.limit import Limiter, parse_retry_after
-from extractor.paging import Chain, PageFacts, fingerprint, needs_row_count, pointers_of
+from extractor.paging import Chain, PageFacts, Step, Turns, fingerprint, needs_row_count, pointers_of
 from extractor.plan import PageRequest, Plan, Span, first_requests, requests_of_parent
 from extractor.retry import GiveUp, RetryAt, RetryPolicy, Verdict, classify, decide
 from extractor.schedule import Frontier
 
-__all__ = ("AccountRun", "Credential", "Figures", "TableRun")
+__all__ = ("AccountRun", "Credential", "Ending", "Figures", "TableRun")
 
 _PROBES = 3
 
@@ -67,6 +68,15 @@ class Figures:
     failed: int = 0
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ending:
+    """How a request ended; to `act` on it, at its turn, gives the next page of its chain if there is one."""
+
+    act: Callable[[], PageRequest | None]
+    size_bytes: int = 0
+    """What it holds in memory until then."""
+
+
 @dataclass(slots=True, kw_only=True)
 class TableRun:
     """One table of one account while it is read."""
@@ -79,6 +89,10 @@ class TableRun:
     is_dormant: bool = False
     """True while it is not known whether the endpoint must be asked parent by parent (`fallback_on`)."""
     waiting: list[tuple[dict[str, str], tuple[tuple[str, str], ...]]] = field(default_factory=list)
+    turns: dict[str, Turns[Ending]] = field(default_factory=dict)
+    """Of the chains that go on."""
+    last_longest_chain: int = 0
+    """Pages of the longest chain of the last run; 0 where nobody knows."""
 
 
 @dataclass(slots=True)
@@ -86,12 +100,6 @@ class _Attempts:
     first_at: float
     count: int = 0
     is_reauthorized: bool = False
-
-
-class Spawn(Protocol):
-    """Starts a task that lives as long as the reading."""
-
-    def __call__(self, work: Callable[[], Coroutine[Any, Any, None]], /) -> None: ...
 
 
 class AccountRun:
@@ -113,7 +121,8 @@ class AccountRun:
         clock: Clock,
         chance: Callable[[], float],
         observer: Observer,
-        spawn: Spawn,
+        budget: Budget,
+        ahead: int,
     ) -> None:
         self.name = name
         self.figures = Figures()
@@ -122,7 +131,9 @@ class AccountRun:
         self.tables = tables
         self.server_offset: timedelta | None = None
         self.frontier: Frontier[PageRequest] = Frontier(
-            identity=lambda request: request.identity, group=lambda request: request.table
+            identity=lambda request: request.identity,
+            group=lambda request: request.table,
+            rank=lambda table: -self._path_pages.get(table, 0),
         )
         self._plan = plan
         self._credential = credential
@@ -133,7 +144,10 @@ class AccountRun:
         self._clock = clock
         self._chance = chance
         self._observer = observer
-        self._spawn = spawn
+        self._on_wire = 0
+        self._budget = budget
+        self._ahead = ahead
+        self._path_pages: dict[Hashable, int] = {}
         self._attempts: dict[tuple[object, ...], _Attempts] = {}
         self._children = {table.name: plan.children_of(table.name) for table in plan.active}
         self._known_good: PageRequest | None = None
@@ -152,12 +166,23 @@ class AccountRun:
         self._is_refused = True
         for table in self.tables.values():
             table.ledger.denied = table.ledger.denied or reason
+            for turns in table.turns.values():
+                self._drop(turns.move(None))
+            table.turns.clear()
         self.frontier.forget()
 
     def start(self) -> None:
-        """Put the first request of every chain that needs no parent into the frontier."""
+        """Put the first request of every chain that needs no parent into the frontier.
+
+        In each round of the frontier that table comes first whose pages, and those of its children, took the
+        longest way last time: it is the one that the run would wait for in the end.
+        """
         if self._is_refused:
             return
+        for planned in reversed(self._plan.active):
+            below = [self._path_pages[child.name] for child in self._children[planned.name]]
+            own = self.tables[planned.name].last_longest_chain
+            self._path_pages[planned.name] = own + max(below, default=0)
         for planned in self._plan.active:
             table = self.tables[planned.name]
             for request in first_requests(planned.endpoint, self.name, table.spans):
@@ -166,11 +191,25 @@ class AccountRun:
     async def attempt(self, request: PageRequest, sent_at: float) -> None:
         """Make one attempt of one request and deal with how it ended."""
         table = self.tables[request.table]
+        if self._is_unwanted(table, request):
+            self.frontier.finish()
+            return
         if table.ledger.denied or table.ledger.drift_refused:
             self._give_up(table, request, table.ledger.denied or table.ledger.drift_refused)
             return
+        self._on_wire += 1
+        try:
+            await self._attempt(table, request, sent_at)
+        finally:
+            self._on_wire -= 1
+            if not self._on_wire:  # no lane may wait for more
+                for other in self.tables.values():
+                    other.lane.hurry()
+
+    async def _attempt(self, table: TableRun, request: PageRequest, sent_at: float) -> None:
         attempts = self._attempts.setdefault(request.identity, _Attempts(self._clock.monotonic()))
         attempts.count += 1
+        turns = table.turns.get(request.chain)
         table.ledger.requests += 1
         self.figures.sent += 1
         token: Token | None = None
@@ -178,15 +217,25 @@ class AccountRun:
             token = await self._credential.tokens.get() if self._credential.tokens else None
             response = await self.fetcher.fetch(self._wire(table.endpoint, request, token))
         except RequestError as failure:
-            await self._fail(table, request, failure, attempts, sent_at, token)
+            if isinstance(failure, StatusError):
+                self._is_reached = True
+                self._report_to_limiter(failure, sent_at)
+            if self._is_unwanted(table, request, turns):
+                self.frontier.finish()
+            else:
+                await self._fail(table, request, failure, attempts, token)
             return
         self.limiter.on_success(response.headers, sent_at=sent_at)
         self._note_answer(request, response)
+        if self._is_unwanted(table, request, turns):
+            response.discard()
+            self.frontier.finish()
+            return
         try:
             self._accept(table, request, response)
         except MalformedBody as failure:
             response.discard()
-            await self._fail(table, request, failure, attempts, sent_at, token)
+            await self._fail(table, request, failure, attempts, token)
         except (PagingError, RequestError) as failure:
             self._give_up(table, request, f"{request.label}: {failure.message}")
 
@@ -209,23 +258,12 @@ class AccountRun:
         )
 
     def _accept(self, table: TableRun, request: PageRequest, response: Response) -> None:
-        """Advance the chain, and hand the page to the lane."""
-        chain = table.ledger.chains[request.chain]
+        """Open the answer, and keep it for its turn in the chain."""
         if request.page == 0:
-            chain.closed_window = self._is_closed(table, request)
-        if response.size_bytes == 0 or response.status == 204:
-            envelope: Envelope | None = Envelope(rows=b"[]", facts={})
-        elif table.endpoint.format == "json":
-            pointers = pointers_of(table.endpoint)
-            envelope = open_body(
-                response.read(), records=table.endpoint.records, columns=table.columns, pointers=pointers
-            )
-        elif table.endpoint.format == "ndjson":
-            envelope = open_lines(response.read())
-        else:
-            envelope = None
+            table.ledger.chains[request.chain].closed_window = self._is_closed(table, request)
+        envelope = _open(table, response)
         rows = envelope.rows if envelope is not None else b""
-        page = PageFacts(
+        facts = PageFacts(
             headers=response.headers,
             facts=envelope.facts if envelope is not None else {},
             fingerprint=fingerprint(rows),
@@ -233,31 +271,168 @@ class AccountRun:
             if needs_row_count(table.endpoint)
             else None,
         )
-        following = chain.chain.advance(request, page)
+        held = response if envelope is None else None
+        if held is None:
+            response.discard()
+        page = Page(
+            request=request,
+            rows=rows,
+            response=held,
+            received_at=response.received_at,
+            size_bytes=len(rows) if held is None else (0 if held.spool else held.size_bytes),
+        )
+        self._in_turn(
+            table, request, Ending(act=partial(self._take, table, page, facts), size_bytes=page.size_bytes)
+        )
+
+    def _take(self, table: TableRun, page: Page, facts: PageFacts) -> PageRequest | None:
+        """Advance the chain by a page whose turn has come, and hand it to the lane."""
+        request = page.request
+        chain = table.ledger.chains[request.chain]
+        turns = table.turns[request.chain]
+        following: PageRequest | None = None
+        refusal = ""
+        try:
+            following = chain.chain.advance(request, facts)
+        except PagingError as failure:
+            refusal = f"{request.label}: {failure.message}"
+        is_torn = chain.chain.is_doubtful and turns.was_ahead
+        if (refusal or is_torn) and page.response is not None:
+            page.response.discard()
+        if is_torn:
+            self._read_again(table, request, chain)
+            return None
+        if refusal:
+            return self._fail_chain(table, request, refusal)
         if request.is_trial:
             table.waiting.clear()
             table.is_dormant = False
         chain.undecoded += 1
-        if following is not None:
-            self.frontier.add(following)
-        self._hand_on(table, request, rows, None if envelope is not None else response, response)
+        table.lane.put(page)
+        # It is not needed any more, and must not count for the same page of a chain that is read again.
+        if page.response is None:
+            self._attempts.pop(request.identity, None)
+        if following is not None and chain.chain.is_doubtful and turns.ahead:
+            # Asked for when all before it were there, this page misses nothing; those ahead may.
+            self._go_in_turn(table, chain, following)
+            return None
+        return following
 
-    def _hand_on(
-        self, table: TableRun, request: PageRequest, rows: bytes, held: Response | None, response: Response
-    ) -> None:
-        if held is None:
-            response.discard()
-        size = len(rows) if held is None else (0 if held.spool else held.size_bytes)
-        page = Page(
-            request=request, rows=rows, response=held, received_at=response.received_at, size_bytes=size
-        )
-        if table.lane.put(page):
-            self._spawn(table.lane.work)
+    def _read_again(self, table: TableRun, request: PageRequest, chain: OpenChain) -> None:
+        """Begin a chain anew, page by page: a row may have moved from a page read late to one read early.
+
+        Rows that come again have the same key. The page that told is left out: it will come again.
+        """
+        if not table.endpoint.key or chain.first is None:
+            reason = f"{request.label}: rows moved between pages, and no key tells them apart"
+            self._fail_chain(table, request, reason)
+            return
+        table.ledger.note("read again page by page, as rows moved between pages that were read side by side")
+        self._attempts.pop(request.identity, None)
+        chain.chain = self._new_chain(table)
+        self._go_in_turn(table, chain, chain.first)
+        self.frontier.finish()
+
+    def _go_in_turn(self, table: TableRun, chain: OpenChain, following: PageRequest) -> None:
+        """Ask for the following page, and for none of this chain before its turn any more.
+
+        Answers that are on their way are those of other turns, and count for nothing.
+        """
+        self._drop(table.turns[following.chain].move(None))
+        chain.chain.is_in_turn = True
+        table.turns[following.chain] = Turns(following)
+        # It may be known from before.
+        self.frontier.withdraw((following,))
+        self.frontier.add(following)
 
     def _is_closed(self, table: TableRun, request: PageRequest) -> bool:
         moment = self._clock.now() + (self.server_offset or timedelta())
         span = next((span for span in table.spans if span.label == request.window), None)
         return span is not None and span.is_closed_at(moment)
+
+    # --- the order of a chain --------------------------------------------------------------------------------
+
+    def _is_unwanted(
+        self, table: TableRun, request: PageRequest, asked_in: Turns[Ending] | None = None
+    ) -> bool:
+        """True for a page that was asked for ahead, of a chain that ended before it, or was begun anew since."""
+        turns = table.turns.get(request.chain)
+        is_old = asked_in is not None and asked_in is not turns
+        return turns is None or is_old or turns.place(request) == "unwanted"
+
+    def _in_turn(self, table: TableRun, request: PageRequest, ending: Ending) -> None:
+        """Act on how a request ended once it is its turn, and then on those that follow and are here already."""
+        turns = table.turns.get(request.chain)
+        place = turns.place(request) if turns is not None else "unwanted"
+        if turns is None or place == "unwanted":
+            self.frontier.finish()
+            return
+        if place == "early":
+            self._hold(turns, request, ending)
+            return
+        due: Ending | None = ending
+        while due is not None:
+            due = self._go_on(table, request.chain, turns, due.act())
+
+    def _go_on(
+        self, table: TableRun, chain: str, turns: Turns[Ending], following: PageRequest | None
+    ) -> Ending | None:
+        """Let the chain go on at `following`; how that request ended, if it came early."""
+        if table.turns.get(chain) is not turns:  # it goes on in others
+            return None
+        step = turns.move(following)
+        self._drop(step)
+        if following is None:
+            del table.turns[chain]
+            return None
+        if step.is_new:
+            if table.ledger.chains[chain].chain.is_in_turn:
+                self.frontier.withdraw((following,))
+            self.frontier.add(following)
+        if step.early is not None:
+            self._budget.free_body(step.early.size_bytes)
+            self.frontier.resume()
+        self._ask_ahead(table, table.ledger.chains[chain].chain, turns)
+        return step.early
+
+    def _ask_ahead(self, table: TableRun, chain: Chain, turns: Turns[Ending]) -> None:
+        """Ask for pages before their turn, unless the table has enough to ask for, or there is much in memory."""
+        while (
+            turns.furthest is not None
+            and not turns.has_missed
+            and turns.ahead < self._ahead
+            and self.frontier.ready_in(table.endpoint.name) <= self._ahead
+            and self._budget.bodies < self._budget.size_bytes // 4
+        ):
+            request = chain.guess(turns.furthest)
+            if request is None or not self.frontier.add(request):
+                return
+            turns.ask(request)
+
+    def _hold(self, turns: Turns[Ending], request: PageRequest, ending: Ending) -> None:
+        """Keep an early answer, unless bodies take half of the memory: then it is asked for again at its turn.
+
+        Rows take the other half at most. So, whatever is held, the page whose turn it is will be admitted.
+        """
+        size = ending.size_bytes
+        if size and self._budget.bodies + size >= self._budget.size_bytes // 2:
+            turns.lose(request)
+            self.frontier.withdraw((request,))
+            self._attempts.pop(request.identity, None)
+        else:
+            turns.hold(request, ending)
+            self._budget.take_body(size)
+        # It is not in flight while it is held, or a run that is told to end would wait for its turn for ever.
+        self.frontier.finish()
+
+    def _drop(self, step: Step[Ending]) -> None:
+        """Forget what was asked for ahead in vain."""
+        for answer in step.answers:
+            self._budget.free_body(answer.size_bytes)
+        for request in step.dropped:
+            self._attempts.pop(request.identity, None)
+        if step.dropped:
+            self.frontier.withdraw(step.dropped)
 
     # --- called by the lane ---------------------------------------------------------------------------------
 
@@ -267,7 +442,8 @@ class AccountRun:
         table.ledger.chains[page.request.chain].undecoded -= 1
         table.ledger.pages += 1
         table.ledger.rows += rows
-        self._attempts.pop(page.request.identity, None)
+        if page.response is not None:
+            self._attempts.pop(page.request.identity, None)
         if batch is not None:
             self._add_children(table, batch)
         self._observer(PageStored(table=page.request.table, account=self.name, rows=rows))
@@ -282,16 +458,17 @@ class AccountRun:
         if isinstance(failure, DriftRefused):
             table.ledger.drift_refused = failure.message
             table.ledger.note_drift([failure.message])
-            self._give_up(table, request, failure.message)
+            self._fail_chain(table, request, failure.message)
             return
         # JSON was checked before its chain went on, so that asking again would not help; other formats are one
         # answer each and may have been cut.
         if page.response is not None and isinstance(failure, RequestError):
             chain.chain = self._new_chain(table)
+            table.turns[request.chain] = Turns(request)
             attempts = self._attempts.setdefault(request.identity, _Attempts(self._clock.monotonic()))
             self._retry_or_give_up(table, request, failure, attempts)
             return
-        self._give_up(table, request, f"{request.label}: {failure.message}")
+        self._fail_chain(table, request, f"{request.label}: {failure.message}")
 
     def _add_children(self, table: TableRun, batch: pa.RecordBatch) -> None:
         for planned in self._children[table.endpoint.name]:
@@ -312,11 +489,12 @@ class AccountRun:
             self._add(child, request)
 
     def _add(self, table: TableRun, request: PageRequest) -> None:
-        if not self.frontier.add(request):
-            return
         if request.chain not in table.ledger.chains:
-            chain = OpenChain(chain=self._new_chain(table), window=request.window)
+            # Also where the run is about to end, and takes no request any more: the chain then stays open.
+            chain = OpenChain(chain=self._new_chain(table), window=request.window, first=request)
             table.ledger.chains[request.chain] = chain
+            table.turns[request.chain] = Turns(request)
+        self.frontier.add(request)
 
     def _new_chain(self, table: TableRun) -> Chain:
         return Chain(endpoint=table.endpoint, base_url=self._base_url, pages_max=self._pages_max)
@@ -329,18 +507,17 @@ class AccountRun:
         request: PageRequest,
         failure: RequestError,
         attempts: _Attempts,
-        sent_at: float,
         token: Token | None,
     ) -> None:
         status = failure.status if isinstance(failure, StatusError) else 0
-        if isinstance(failure, StatusError):
-            self._is_reached = True
-            self._report_to_limiter(failure, sent_at)
         parent = table.endpoint.parent
         if status in table.endpoint.empty_on:
-            self._accept_empty(table, request, status)
+            self._in_turn(table, request, Ending(act=partial(self._accept_empty, table, request, status)))
             return
-        if request.is_trial and parent is not None and status in parent.fallback_on:
+        # Only the first answer tells: after it the endpoint was asked without its parent, and answered.
+        is_open = table.is_dormant or table.ledger.parents > 0
+        is_first_trial = request.is_trial and request.page == 0 and is_open
+        if is_first_trial and parent is not None and status in parent.fallback_on:
             self._fall_back(table, request)
             return
         match classify(failure):
@@ -352,8 +529,7 @@ class AccountRun:
                 table.ledger.denied = f"{request.label}: the key may not read this (403)"
                 self._give_up(table, request, table.ledger.denied)
             case Verdict.ABSENT:
-                table.ledger.absent += 1
-                self._give_up(table, request, f"{request.label}: {_told(failure)}", is_fault=False)
+                self._give_up(table, request, f"{request.label}: {_told(failure)}", is_absent=True)
             case Verdict.TRANSIENT:
                 self._retry_or_give_up(table, request, failure, attempts)
             case _:
@@ -379,17 +555,19 @@ class AccountRun:
         else:
             self.limiter.on_success(failure.headers, sent_at=sent_at)
 
-    def _accept_empty(self, table: TableRun, request: PageRequest, status: int) -> None:
+    def _accept_empty(self, table: TableRun, request: PageRequest, status: int) -> PageRequest | None:
         chain = table.ledger.chains[request.chain]
         chain.chain.proof = f"status {status} means no rows here"
         if request.is_trial:
             table.is_dormant = False
             table.waiting.clear()
         self.frontier.finish()
+        return None
 
     def _fall_back(self, table: TableRun, request: PageRequest) -> None:
         """The endpoint must be asked parent by parent after all."""
         table.ledger.chains.pop(request.chain)
+        table.turns.pop(request.chain)
         table.ledger.note("asked row by row of its parent, as the API refused it whole")
         table.is_dormant = False
         # Marks the table as asked by parent even while the parent has given no row yet.
@@ -433,12 +611,23 @@ class AccountRun:
                     )
                 self._give_up(table, request, f"{request.label}: {_told(failure)} ({reason})")
 
-    def _give_up(self, table: TableRun, request: PageRequest, reason: str, *, is_fault: bool = True) -> None:
-        self.figures.failed += is_fault
+    def _give_up(
+        self, table: TableRun, request: PageRequest, reason: str, *, is_absent: bool = False
+    ) -> None:
+        """The request has failed for good; that ends its chain if the chain gets so far."""
+        act = partial(self._fail_chain, table, request, reason, is_absent=is_absent)
+        self._in_turn(table, request, Ending(act=act))
+
+    def _fail_chain(
+        self, table: TableRun, request: PageRequest, reason: str, *, is_absent: bool = False
+    ) -> PageRequest | None:
+        table.ledger.absent += is_absent
+        self.figures.failed += not is_absent
         table.ledger.fail(table.ledger.chains[request.chain], reason)
         self._attempts.pop(request.identity, None)
         self._observer(RequestFailed(table=request.table, account=self.name, reason=reason))
         self.frontier.finish()
+        return None
 
     # --- the credential -------------------------------------------------------------------------------------
 
@@ -462,6 +651,7 @@ class AccountRun:
             self._credential.tokens.invalidate(token.generation)
             self.frontier.put_back(request, not_before=self._clock.monotonic())
             return
+        turns = table.turns.get(request.chain)
         if await self._is_key_refused(request):
             raise AuthError(
                 f"account {self.name}: the API key is refused ({_told(failure)}): it is wrong, expired or revoked; "
@@ -469,6 +659,9 @@ class AccountRun:
             )
         if is_401:
             table.ledger.denied = f"{request.label}: the key may not read this (401)"
+        if self._is_unwanted(table, request, turns):
+            self.frontier.finish()
+            return
         self._give_up(table, request, table.ledger.denied or f"{request.label}: {_told(failure)}")
 
     async def _is_key_refused(self, request: PageRequest) -> bool:
@@ -527,6 +720,24 @@ class AccountRun:
 
     def _server_now(self) -> datetime:
         return self._clock.now().astimezone(UTC) + (self.server_offset or timedelta())
+
+
+def _open(table: TableRun, response: Response) -> Envelope | None:
+    """The rows of an answer in JSON and what it says of paging; None for other formats."""
+    if response.size_bytes == 0 or response.status == 204:
+        return Envelope(rows=b"[]", facts={})
+    match table.endpoint.format:
+        case "json":
+            return open_body(
+                response.read(),
+                records=table.endpoint.records,
+                columns=table.columns,
+                pointers=pointers_of(table.endpoint),
+            )
+        case "ndjson":
+            return open_lines(response.read())
+        case _:
+            return None
 
 
 def _told(failure: ExtractError) -> str:

@@ -534,13 +534,14 @@ class Leases:
         heartbeat_seconds: float = 10,
         stale_seconds: float = 60,
         holder: Holder | None = None,
+        token: str = "",
     ) -> None:
         self.heartbeat_seconds = heartbeat_seconds
         self._store = store
         self._clock = clock
         self._stale_seconds = stale_seconds
         self._mine = _Lease(
-            token=secrets.token_hex(16),
+            token=token or secrets.token_hex(16),
             run_id=run_id,
             taken_at="",
             holder=holder if holder is not None else this_process(),

@@ -7,7 +7,8 @@ never rows, bodies or credentials.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+
+import msgspec
 
 __all__ = (
     "Committed",
@@ -27,8 +28,7 @@ __all__ = (
 )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RunStarted:
+class RunStarted(msgspec.Struct, frozen=True, kw_only=True):
     """A run begins: its id, where it writes, and the tables it will fill."""
 
     run_id: str
@@ -37,8 +37,7 @@ class RunStarted:
     """Pairs of table and account."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RequestSucceeded:
+class RequestSucceeded(msgspec.Struct, frozen=True, kw_only=True):
     """One answer arrived whole."""
 
     table: str
@@ -48,8 +47,7 @@ class RequestSucceeded:
     elapsed_seconds: float
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RequestRetried:
+class RequestRetried(msgspec.Struct, frozen=True, kw_only=True):
     """An attempt failed and the request waits for another."""
 
     table: str
@@ -59,8 +57,7 @@ class RequestRetried:
     pause_seconds: float
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RequestFailed:
+class RequestFailed(msgspec.Struct, frozen=True, kw_only=True):
     """A request is given up."""
 
     table: str
@@ -68,8 +65,7 @@ class RequestFailed:
     reason: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Throttled:
+class Throttled(msgspec.Struct, frozen=True, kw_only=True):
     """The server asked for fewer requests; all of them pause."""
 
     account: str
@@ -77,8 +73,7 @@ class Throttled:
     requests_per_second: float
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TokenRefreshed:
+class TokenRefreshed(msgspec.Struct, frozen=True, kw_only=True):
     """A new bearer token is in use."""
 
     account: str
@@ -86,8 +81,7 @@ class TokenRefreshed:
     lifetime_seconds: float
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PageStored:
+class PageStored(msgspec.Struct, frozen=True, kw_only=True):
     """The rows of one page are decoded and on their way to the data file."""
 
     table: str
@@ -95,8 +89,7 @@ class PageStored:
     rows: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TableFinished:
+class TableFinished(msgspec.Struct, frozen=True, kw_only=True):
     """All that could be read of one table and account has been read, or given up."""
 
     table: str
@@ -106,8 +99,7 @@ class TableFinished:
     reason: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Committed:
+class Committed(msgspec.Struct, frozen=True, kw_only=True):
     """The log has a new entry: everything in it is now visible."""
 
     sequence: int
@@ -117,8 +109,7 @@ class Committed:
     size_bytes: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Warned:
+class Warned(msgspec.Struct, frozen=True, kw_only=True):
     """Something a person should know, in one line."""
 
     message: str
@@ -126,8 +117,7 @@ class Warned:
     account: str = ""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RunFinished:
+class RunFinished(msgspec.Struct, frozen=True, kw_only=True):
     """The run is over."""
 
     run_id: str

@@ -11,7 +11,6 @@ import os
 import ssl
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import IO, BinaryIO
 from urllib.parse import urljoin, urlsplit
 
 import aiohttp
+import msgspec
 from multidict import CIMultiDictProxy
 from yarl import URL
 
@@ -26,14 +26,13 @@ from extractor.clock import Clock
 from extractor.config import is_loopback
 from extractor.errors import BodyTooLarge, NetworkError, RedirectRefused, RequestError, StatusError
 
-__all__ = ("FetchLimits", "Fetcher", "Request", "Response")
+__all__ = ("FetchLimits", "Fetcher", "Request", "Response", "parse_date")
 
 _CHUNK_BYTES = 1 << 18
 _EXCERPT_BYTES = 2_000
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FetchLimits:
+class FetchLimits(msgspec.Struct, frozen=True, kw_only=True):
     """Bounds of one attempt, in seconds and bytes."""
 
     connect_seconds: float = 10.0
@@ -44,8 +43,7 @@ class FetchLimits:
     connections: int = 16
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Request:
+class Request(msgspec.Struct, frozen=True, kw_only=True):
     """What goes over the wire: `path` is percent-encoded already, `headers` may hold a credential."""
 
     method: str
@@ -58,8 +56,7 @@ class Request:
         return f"Request({self.method} {self.path})"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Response:
+class Response(msgspec.Struct, frozen=True, kw_only=True):
     """A whole answer with a status of success.
 
     The body is in `body`, or in the file `spool`, which the taker removes. `headers` have lower-case names.
@@ -160,7 +157,7 @@ class Fetcher:
         """
         started = self._clock.monotonic()
         try:
-            response = await self._follow(request)
+            return await self._follow(request, started)
         except RequestError:
             raise
         except (aiohttp.ClientError, TimeoutError, ssl.SSLError, OSError) as error:
@@ -168,16 +165,15 @@ class Fetcher:
         except ValueError as error:
             # aiohttp quotes headers in its complaints: only the kind of error may be repeated.
             raise NetworkError(f"{request.path}: the answer is no HTTP ({type(error).__name__})") from None
-        return replace(response, elapsed_seconds=self._clock.monotonic() - started)
 
-    async def _follow(self, request: Request) -> Response:
+    async def _follow(self, request: Request, started: float) -> Response:
         url = self._base + request.path
         query = request.query
         for _ in range(self._limits.redirects + 1):
             assert self._session is not None
             async with self._session.request(
                 request.method,
-                URL(_with_query(url, query), encoded=True),
+                URL(url, encoded=True).with_query(list(query)) if query else URL(url, encoded=True),
                 headers=list(request.headers),
                 data=request.json_body,
                 allow_redirects=False,
@@ -188,7 +184,17 @@ class Fetcher:
                     continue
                 if not 200 <= answer.status < 300:
                     raise await self._status_error(answer, headers, request)
-                return await self._receive(answer, headers, request)
+                body = await self._receive(answer, headers, request)
+                now = self._clock.monotonic()
+                return Response(
+                    status=answer.status,
+                    headers=headers,
+                    body=body.close(),
+                    spool=body.spool,
+                    size_bytes=body.size_bytes,
+                    elapsed_seconds=now - started,
+                    received_at=self._clock.now(),
+                )
         raise RedirectRefused(
             f"{request.path}: more than {self._limits.redirects} redirects (bounds.redirects)"
         )
@@ -214,10 +220,10 @@ class Fetcher:
 
     async def _receive(
         self, answer: aiohttp.ClientResponse, headers: Mapping[str, str], request: Request
-    ) -> Response:
+    ) -> _Body:
         body = _Body(self._limits.spool_bytes, self._spool_folder)
         try:
-            async for chunk in answer.content.iter_chunked(_CHUNK_BYTES):
+            while chunk := await answer.content.readany():
                 self.received_bytes += len(chunk)
                 body.add(chunk)
                 if body.size_bytes > self._limits.body_bytes_max:
@@ -225,15 +231,7 @@ class Fetcher:
                     raise BodyTooLarge(
                         f"{request.path}: the body has more than {most:g} MiB (bounds.body_mb)"
                     )
-            return Response(
-                status=answer.status,
-                headers=headers,
-                body=body.close(),
-                spool=body.spool,
-                size_bytes=body.size_bytes,
-                elapsed_seconds=0.0,
-                received_at=self._clock.now(),
-            )
+            return body
         except BaseException:
             body.discard()
             raise
@@ -266,7 +264,7 @@ class _Body:
         """Complete the body; its bytes where they are held, else nothing: they are in `spool`."""
         if self._file is not None:
             self._file.close()
-        return b"".join(self._held)
+        return self._held[0] if len(self._held) == 1 else b"".join(self._held)
 
     def discard(self) -> None:
         """Leave nothing."""
@@ -282,12 +280,6 @@ def _plain_headers(headers: CIMultiDictProxy[str]) -> dict[str, str]:
         lower = name.lower()
         plain[lower] = f"{plain[lower]}, {value}" if lower in plain else value
     return plain
-
-
-def _with_query(url: str, query: tuple[tuple[str, str], ...]) -> str:
-    if not query:
-        return url
-    return str(URL(url, encoded=True).with_query(list(query)))
 
 
 def _translate(error: Exception, request: Request) -> RequestError:

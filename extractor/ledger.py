@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from extractor.paging import Chain
-from extractor.plan import Span
+from extractor.plan import PageRequest, Span
 from extractor.report import Status
 
 __all__ = ("Ledger", "OpenChain", "Outcome")
@@ -23,6 +23,7 @@ class OpenChain:
 
     chain: Chain
     window: str
+    first: PageRequest | None = None
     undecoded: int = 0
     failure: str = ""
     closed_window: bool = False
@@ -78,6 +79,16 @@ class Ledger:
 
     def note(self, line: str) -> None:
         self.notes[line] = self.notes.get(line, 0) + 1
+
+    @property
+    def longest_chain(self) -> int:
+        """Pages of the longest chain: so many must be read one after the other where nothing can be guessed."""
+        return max((chain.chain.pages for chain in self.chains.values()), default=0)
+
+    @property
+    def is_any_complete(self) -> bool:
+        """True if there may be rows to commit."""
+        return any(chain.is_complete for chain in self.chains.values())
 
     @property
     def total(self) -> int | None:

@@ -2,14 +2,18 @@
 
 A chain ends with a proof or not at all. It refuses what would loop: a token seen before, the same page again and
 again, more pages than `bounds.pages`.
+
+Where the answers say how many pages there are, `Chain.guess` names those to come, and `Turns` brings their answers
+back into order: see `docs/decisions/0006-prefetch.md`.
 """
 
 from __future__ import annotations
 
-import hashlib
 import re
-from collections.abc import Mapping
+import zlib
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Generic, Literal, TypeVar
 from urllib.parse import parse_qsl, urljoin, urlsplit
 
 from extractor.endpoint import (
@@ -24,7 +28,9 @@ from extractor.endpoint import (
 from extractor.errors import PagingError
 from extractor.plan import PageRequest
 
-__all__ = ("Chain", "PageFacts", "fingerprint", "needs_row_count", "pointers_of")
+__all__ = ("Chain", "PageFacts", "Step", "Turns", "fingerprint", "needs_row_count", "pointers_of")
+
+A = TypeVar("A")
 
 # So many equal pages in a row are a loop, not a coincidence.
 _REPEATS = 8
@@ -47,9 +53,9 @@ class PageFacts:
     rows: int | None = None
 
 
-def fingerprint(body: bytes) -> bytes:
-    """A short digest of a body, for telling a page that comes again."""
-    return hashlib.blake2b(body, digest_size=16).digest()
+def fingerprint(body: bytes | memoryview) -> bytes:
+    """A short checksum of a body, for telling a page that comes again and again: no more depends on it."""
+    return f"{len(body)}:{zlib.crc32(body)}".encode()
 
 
 def pointers_of(endpoint: Endpoint) -> tuple[str, ...]:
@@ -81,8 +87,17 @@ class Chain:
     rows: int = 0
     total: int | None = None
     """Rows that the server says there are: the smallest it has said."""
+    expected: int | None = None
+    """Pages that there are by all that the last answer says; None where it does not say."""
+    is_in_turn: bool = False
+    """True for a chain of which no page may be asked for before its turn."""
+    has_shifted: bool = False
+    """True once an answer named another total than the one before: rows have moved between pages."""
+    lacks_total: bool = False
+    """True where one before named a total and the last answer does not: whether rows have moved, nobody can see."""
     proof: str = ""
     notes: set[str] = field(default_factory=set)
+    _rows_a_page: int = 0
     _tokens: set[str] = field(default_factory=set)
     _last: bytes = b""
     _repeats: int = 0
@@ -90,6 +105,11 @@ class Chain:
     @property
     def is_ended(self) -> bool:
         return bool(self.proof)
+
+    @property
+    def is_doubtful(self) -> bool:
+        """True if the last page may not join those before it: of pages read side by side, rows may be missing."""
+        return self.has_shifted or self.lacks_total
 
     def advance(self, request: PageRequest, page: PageFacts) -> PageRequest | None:
         """The next page to read, or None: the end was seen, `proof` says how.
@@ -104,6 +124,31 @@ class Chain:
         if following is not None and self.pages >= self.pages_max:
             raise PagingError(f"no end after {self.pages} pages (bounds.pages)")
         return following
+
+    def guess(self, request: PageRequest) -> PageRequest | None:
+        """The page after `request`, which was not read yet, if the answers go on as they did.
+
+        None where nothing says that there is one. Only `advance` knows what really comes next. Without a total
+        nobody could see that rows move to a later page, which was read already.
+        """
+        if (
+            self.is_ended
+            or self.is_in_turn
+            or self.is_doubtful
+            or self.expected is None
+            or self.total is None
+        ):
+            return None
+        if request.page + 1 >= min(self.expected, self.pages_max):
+            return None
+        match self.endpoint.paging:
+            case PagePaging(page_param=name):
+                step = 1
+            case OffsetPaging(offset_param=name):
+                step = self._rows_a_page
+            case _:
+                return None
+        return _with(request, {name: str(int(dict(request.query)[name]) + step)})
 
     def _refuse_repeats(self, page: PageFacts) -> None:
         self._repeats = self._repeats + 1 if page.fingerprint == self._last else 0
@@ -183,6 +228,9 @@ class Chain:
             self.proof = f"end of chain seen: page {number} is {'empty' if not page.rows else 'short'}"
         if self.proof:
             return None
+        # The fullest page tells how many rows a page can have: better to ask for too few ahead than beyond the end.
+        self._rows_a_page = max(self._rows_a_page, page.rows or 0)
+        self.expected = pages if pages is not None else self._pages_for(total, self.rows)
         return _with(request, {paging.page_param: str(number + 1)})
 
     def _next_offset(self, request: PageRequest, page: PageFacts, paging: OffsetPaging) -> PageRequest | None:
@@ -198,13 +246,23 @@ class Chain:
             self.proof = f"end of chain seen: {rows} rows at offset {offset}"
         if self.proof:
             return None
+        self._rows_a_page = rows
+        self.expected = self._pages_for(total, offset + rows)
         return _with(request, {paging.offset_param: str(offset + rows)})
+
+    def _pages_for(self, total: int | None, rows: int) -> int | None:
+        """How many pages there are if those to come are full, and `rows` of `total` rows came in those before."""
+        if total is None or not self._rows_a_page:
+            return None
+        return self.pages - (rows - total) // self._rows_a_page
 
     def _note_total(self, value: object) -> int | None:
         count = _count(value)
+        self.lacks_total = count is None and self.total is not None
         if count is not None:
             if self.total is not None and count != self.total:
                 self.notes.add("the total changed while it was read")
+                self.has_shifted = True
             self.total = count if self.total is None else min(self.total, count)
         return count
 
@@ -212,6 +270,89 @@ class Chain:
         if token in self._tokens:
             raise PagingError(f"the token of page {self.pages + 1} was seen before: the chain loops")
         self._tokens.add(token)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step(Generic[A]):
+    """What follows when a chain goes on: the answer to the next page if it came `early`, or that
+    its request `is_new`; neither where it is on its way.
+
+    `dropped` are requests ahead that nobody waits for any more, `answers` those answers of theirs that came.
+    """
+
+    early: A | None = None
+    is_new: bool = False
+    dropped: tuple[PageRequest, ...] = ()
+    answers: tuple[A, ...] = ()
+
+
+@dataclass(slots=True)
+class _Ahead(Generic[A]):
+    request: PageRequest
+    answer: A | None = None
+    is_lost: bool = False
+
+
+class Turns(Generic[A]):
+    """Whose turn it is in one chain, and what was asked for ahead of its turn.
+
+    A chain takes answers in the order of its pages. One that comes early is held until the chain asks for that very
+    request, so that a wrong guess costs a request and never changes what is read. After one there are no more.
+    """
+
+    __slots__ = ("_ahead", "has_missed", "turn", "was_ahead")
+
+    def __init__(self, first: PageRequest) -> None:
+        self.turn: PageRequest | None = first
+        self.has_missed = False
+        self.was_ahead = False
+        """True if the page whose turn it is was asked for before its turn."""
+        self._ahead: dict[Hashable, _Ahead[A]] = {}
+
+    @property
+    def ahead(self) -> int:
+        """How many requests were made ahead of their turn and still are."""
+        return len(self._ahead)
+
+    @property
+    def furthest(self) -> PageRequest | None:
+        """The last page of the chain that was asked for."""
+        return next(reversed(self._ahead.values())).request if self._ahead else self.turn
+
+    def place(self, request: PageRequest) -> Literal["turn", "early", "unwanted"]:
+        """Whether an answer to the request is awaited now, or later, or not at all (any more)."""
+        if self.turn is not None and request.identity == self.turn.identity:
+            return "turn"
+        ahead = self._ahead.get(request.identity)
+        return "early" if ahead is not None and ahead.answer is None and not ahead.is_lost else "unwanted"
+
+    def ask(self, request: PageRequest) -> None:
+        """The page after `furthest` is asked for."""
+        self._ahead[request.identity] = _Ahead(request)
+
+    def hold(self, request: PageRequest, answer: A) -> None:
+        """Keep an early answer until its turn."""
+        self._ahead[request.identity].answer = answer
+
+    def lose(self, request: PageRequest) -> None:
+        """There is no room for an early answer: at its turn the request will be new again."""
+        self._ahead[request.identity].is_lost = True
+
+    def move(self, following: PageRequest | None) -> Step[A]:
+        """Make it the turn of `following`, which the chain asks for; None: the chain is over."""
+        self.turn = following
+        found = self._ahead.pop(following.identity, None) if following is not None else None
+        self.was_ahead = found is not None and not found.is_lost
+        if found is not None:
+            return Step(early=found.answer, is_new=found.is_lost)
+        dropped = tuple(self._ahead.values())
+        self._ahead.clear()
+        self.has_missed = self.has_missed or bool(dropped)
+        return Step(
+            is_new=following is not None,
+            dropped=tuple(ahead.request for ahead in dropped),
+            answers=tuple(ahead.answer for ahead in dropped if ahead.answer is not None),
+        )
 
 
 def _with(request: PageRequest, changed: Mapping[str, str]) -> PageRequest:

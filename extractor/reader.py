@@ -6,8 +6,9 @@ Rows go to the sinks that the caller gives; nothing here knows the log.
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
@@ -43,6 +44,7 @@ from extractor.plan import Plan, Span, TablePlan, make_plan, plan_windows
 from extractor.retry import RetryPolicy
 from extractor.schedule import drain
 from extractor.schema import TableSchema
+from extractor.settle import last_longest_chain
 from extractor.store import Store
 
 __all__ = (
@@ -95,6 +97,8 @@ class World:
     """The store at `lake.uri`, unless another is given."""
     network: Callable[..., Fetcher] = Fetcher
     """What makes the connection to one origin; called as `Fetcher` is."""
+    token: Callable[[int], str] = secrets.token_hex
+    """So many random bytes as text: of them are the names that no other run may have."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -165,8 +169,12 @@ class NoSink:
     """For tables that are read only for the sake of their children."""
 
     buffered_bytes = 0
+    is_full = False
 
     async def take(self, parts: Sequence[Part]) -> None:
+        return
+
+    async def write(self) -> None:
         return
 
     async def flush(self) -> None:
@@ -191,7 +199,9 @@ class Reader:
         sink_of: Callable[[TablePlan], Sink],
         spool_folder: Callable[[], Path],
         learnt_rate: float | None,
+        is_prompt: bool = False,
     ) -> None:
+        """With `is_prompt` pages are decoded as they come, at the price of more work for small ones."""
         self.account = account
         self.priors = priors
         self.provenance: Mapping[str, object] = {}
@@ -201,6 +211,7 @@ class Reader:
         self._plan = plan
         self._clock = world.clock
         self._tasks: anyio.abc.TaskGroup | None = None
+        self._is_prompt = is_prompt
         fetch_limits = _fetch_limits(config)
         self._fetchers = [
             world.network(
@@ -249,7 +260,8 @@ class Reader:
             clock=world.clock,
             chance=world.chance,
             observer=observer,
-            spawn=self._start,
+            budget=budget,
+            ahead=2 * limits.concurrency,
         )
         for planned in plan.active:
             self.tables[planned.name] = self._table(
@@ -284,6 +296,8 @@ class Reader:
             on_page=self.run.page_decoded,
             on_failure=self.run.page_failed,
             on_drift=ledger.note_drift,
+            spawn=self._start,
+            is_eager=self._is_prompt or bool(self._plan.children_of(planned.name)),
         )
         return TableRun(
             endpoint=endpoint,
@@ -292,6 +306,7 @@ class Reader:
             spans=self._spans(planned),
             columns=frozenset(field.source for field in schema.fields),
             is_dormant=bool(endpoint.parent and endpoint.parent.fallback_on),
+            last_longest_chain=last_longest_chain(self.priors.get(planned.name)),
         )
 
     def _spans(self, planned: TablePlan) -> tuple[Span, ...]:
@@ -399,10 +414,35 @@ async def read_all(
         watch.cancel_scope.cancel()
 
 
+class _FreshSlots:
+    """The limiter's slots, none of which is given while there is no token to use it with.
+
+    Requests that waited for a token after their grant would go out together, faster than the limiter allows.
+    """
+
+    def __init__(self, limiter: Limiter, tokens: TokenSource) -> None:
+        self._limiter = limiter
+        self._tokens = tokens
+
+    async def acquire(self) -> float:
+        while True:
+            # Who cannot get a token finds out again with its request.
+            with suppress(RequestError, AuthError):
+                await self._tokens.get()
+            granted = await self._limiter.acquire()
+            if self._tokens.is_fresh or self._tokens.has_failed:
+                return granted
+            self._limiter.release()
+
+    def release(self) -> None:
+        self._limiter.release()
+
+
 async def _drain(reader: Reader, budget: Budget, clock: Clock, *, is_alone: bool) -> None:
     run = reader.run
     try:
-        await drain(run.frontier, slots=run.limiter, clock=clock, attempt=run.attempt, admit=budget.admit)
+        slots = _FreshSlots(run.limiter, run.tokens) if run.tokens is not None else run.limiter
+        await drain(run.frontier, slots=slots, clock=clock, attempt=run.attempt, admit=budget.admit)
     except* AuthError as group:
         # Of several accounts the others go on.
         if is_alone:

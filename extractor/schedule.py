@@ -1,16 +1,16 @@
 """The frontier of requests not yet answered, and `drain`, which turns it into tasks.
 
-`Frontier` awaits nothing and knows no HTTP: it de-duplicates, takes turns between groups so that none starves, and
-keeps what has to wait in a heap. `drain` is the only one who takes from it: it waits for memory, then for the
-limiter, and only then starts a task, so that live tasks never exceed the slots. Termination is the end of the
-task group.
+`Frontier` awaits nothing and knows no HTTP: it de-duplicates, takes turns between groups in rounds so that none
+starves, and keeps what has to wait in a heap. `drain` is the only one who takes from it: it waits for memory, then
+for the limiter, and only then starts a task, so that live tasks never exceed the slots. Termination is the end of
+the task group.
 """
 
 from __future__ import annotations
 
 import heapq
-from collections import OrderedDict, deque
-from collections.abc import Awaitable, Callable, Hashable
+from collections import deque
+from collections.abc import Awaitable, Callable, Hashable, Iterable
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
@@ -44,14 +44,27 @@ class FrontierStatistics:
 class Frontier(Generic[R]):
     """Requests not yet answered, each known once.
 
+    Groups take turns in rounds: one request of each that has one, the lowest `rank` first. Who comes back within a
+    round, as a chain does that has one request at a time, has its turn in the next; who comes back later, at once.
     Drained means: nothing waits and nothing is in flight, so that no answer can add work any more.
     """
 
-    def __init__(self, *, identity: Callable[[R], Hashable], group: Callable[[R], Hashable]) -> None:
+    def __init__(
+        self,
+        *,
+        identity: Callable[[R], Hashable],
+        group: Callable[[R], Hashable],
+        rank: Callable[[Hashable], int] = lambda _: 0,
+    ) -> None:
         self._identity = identity
         self._group = group
+        self._rank = rank
         self._known: set[Hashable] = set()
-        self._ready: OrderedDict[Hashable, deque[R]] = OrderedDict()
+        self._ready: dict[Hashable, deque[R]] = {}
+        self._round = 0
+        self._next_round: dict[Hashable, int] = {}
+        self._line: list[tuple[int, int, int, Hashable]] = []
+        """A heap of round, rank, order of arrival and group, for each group that is ready."""
         self._waiting: list[tuple[float, int, R]] = []
         self._order = 0
         self._ready_count = 0
@@ -89,11 +102,35 @@ class Frontier(Generic[R]):
         self.in_flight -= 1
         self._notify()
 
+    def resume(self) -> None:
+        """What was finished for the time being is taken up again: it counts as in flight once more."""
+        self.in_flight += 1
+
+    def withdraw(self, requests: Iterable[R]) -> None:
+        """Unknow requests, so that they may be added again; those that are ready or wait are never taken."""
+        gone = {self._identity(request): self._group(request) for request in requests}
+        self._known.difference_update(gone)
+        waiting = [item for item in self._waiting if self._identity(item[2]) not in gone]
+        if len(waiting) != len(self._waiting):
+            self._waiting = waiting
+            heapq.heapify(self._waiting)
+        for group in set(gone.values()) & self._ready.keys():
+            queue = self._ready[group]
+            kept = deque(request for request in queue if self._identity(request) not in gone)
+            self._ready_count -= len(queue) - len(kept)
+            self._ready[group] = kept
+        if not all(self._ready.values()):
+            self._ready = {group: queue for group, queue in self._ready.items() if queue}
+            self._line = [turn for turn in self._line if turn[3] in self._ready]
+            heapq.heapify(self._line)
+        self._notify()
+
     def forget(self) -> int:
         """Drop all that is not in flight, take nothing more, and say how many were dropped: the run is to end."""
         self._is_closed = True
         dropped = self._ready_count + len(self._waiting)
         self._ready.clear()
+        self._line.clear()
         self._waiting.clear()
         self._ready_count = 0
         self._notify()
@@ -106,15 +143,23 @@ class Frontier(Generic[R]):
             return now
         return self._waiting[0][0] if self._waiting else None
 
+    def ready_in(self, group: Hashable) -> int:
+        """How many requests of the group may be sent."""
+        return len(self._ready.get(group, ()))
+
     def take(self, now: float) -> R | None:
         """The next request, groups in turn, or None if none is ready; it counts as in flight."""
         self._promote(now)
         if not self._ready_count:
             return None
-        group, queue = self._ready.popitem(last=False)
+        self._round, _, _, group = heapq.heappop(self._line)
+        self._next_round[group] = self._round + 1
+        queue = self._ready[group]
         request = queue.popleft()
         if queue:
-            self._ready[group] = queue
+            self._line_up(group)
+        else:
+            del self._ready[group]
         self._ready_count -= 1
         self.in_flight += 1
         return request
@@ -132,19 +177,32 @@ class Frontier(Generic[R]):
         while self._waiting and self._waiting[0][0] <= now:
             due.append(heapq.heappop(self._waiting)[2])
         for request in due:
-            self._ready.setdefault(self._group(request), deque())
+            self._queue_of(request)
         # The last one first, so that in front of its group stands what was due earliest.
         for request in reversed(due):
             self._push(request, is_first=True)
 
     def _push(self, request: R, *, is_first: bool = False) -> None:
-        queue = self._ready.setdefault(self._group(request), deque())
+        queue = self._queue_of(request)
         if is_first:
             queue.appendleft(request)
         else:
             queue.append(request)
         self._ready_count += 1
         self._notify()
+
+    def _queue_of(self, request: R) -> deque[R]:
+        """The queue of the request's group, which is in line from now on."""
+        group = self._group(request)
+        if group not in self._ready:
+            self._ready[group] = deque()
+            self._line_up(group)
+        return self._ready[group]
+
+    def _line_up(self, group: Hashable) -> None:
+        self._order += 1
+        turn = max(self._round, self._next_round.get(group, 0))
+        heapq.heappush(self._line, (turn, self._rank(group), self._order, group))
 
     def _notify(self) -> None:
         self.changed.set()
@@ -175,7 +233,7 @@ async def drain(
             await admit()
             sent_at = await slots.acquire()
             request = frontier.take(clock.monotonic())
-            if request is None:  # the run was told to end while we waited
+            if request is None:  # withdrawn, or the run was told to end, while we waited
                 slots.release()
                 continue
             tasks.start_soon(_run, attempt, request, sent_at, slots)

@@ -26,7 +26,9 @@ from extractor.store import Store
 from extractor.unique import Uniqueness, make_unique, plain_row
 from extractor.write import DataFile, Staged, TableWriter, staged_path
 
-__all__ = ("Reading", "Settled", "settle_table")
+__all__ = ("Reading", "Settled", "last_longest_chain", "settle_table")
+
+_LONGEST_CHAIN = "longest_chain"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,8 +129,10 @@ def _held_back(reading: Reading, unique: Uniqueness) -> Outcome | None:
             f"({examples}); correct the key in the catalogue, or publish once with --accept {name}",
         )
     total = reading.ledger.total
-    if reading.endpoint.sync.kind == "snapshot" and total is not None and rows < total:
-        return Outcome(status="partial", reason=f"the server says {total} rows, {rows} came")
+    # Each row counts once: one page in the place of another has the right number of rows.
+    came = rows + unique.known_keys
+    if reading.endpoint.sync.kind != "window" and total is not None and came < total:
+        return Outcome(status="partial", reason=f"the server says {total} rows, {came} came")
     prior = reading.prior.rows if reading.prior is not None else 0
     if reading.endpoint.sync.kind == "snapshot" and prior >= max(1, reading.checks.min_rows):
         lost = 1 - rows / prior
@@ -292,8 +296,21 @@ def _digest(store: Store, paths: Sequence[str]) -> str:
 # --- state --------------------------------------------------------------------------------------------------
 
 
+def last_longest_chain(prior: TableState | None) -> int:
+    """Pages of the longest chain when the table was last read, by its state in the log; 0 if nobody knows."""
+    pages = prior.state.get(_LONGEST_CHAIN) if prior is not None else None
+    return pages if isinstance(pages, int) else 0
+
+
 def _state(reading: Reading) -> Mapping[str, object]:
-    """What the next run must know: up to where the windows are done, and which of them are holes."""
+    """What the next run must know: where its windows stand, and how long the way through its pages is."""
+    longest = reading.ledger.longest_chain
+    # One page is what is taken for granted: most tables need no more, and their state then stays as it is.
+    return {**_windows(reading), **({_LONGEST_CHAIN: longest} if longest > 1 else {})}
+
+
+def _windows(reading: Reading) -> Mapping[str, object]:
+    """Up to where the windows are done, and which of them are holes."""
     window = reading.endpoint.sync.window
     if window is None:
         return {}

@@ -32,13 +32,14 @@ _ROWS_PER_PASS = 250_000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Uniqueness:
-    """What was found: rows dropped because they came twice or stood in the lake, keys that rows with different
-    values share, and rows without a whole key (kept, as nothing tells them apart).
+    """What was found: rows dropped because they came twice or stood in the lake (and how many keys those had), keys
+    that rows with different values share, and rows without a whole key (kept, as nothing tells them apart).
     """
 
     staged: tuple[Staged, ...]
     repeated: int = 0
     known: int = 0
+    known_keys: int = 0
     conflicts: tuple[str, ...] = ()
     without_key: int = 0
 
@@ -182,10 +183,12 @@ def _drop(
     contents = _contents(store, run_id, staged, wanted, mutable)
     conflicts: list[str] = []
     repeated = known = 0
+    known_keys: set[tuple[object, ...]] = set()
     dropped: dict[int, set[int]] = {}
     for identity, file, row in later:
         if first[identity][0] < 0:
             known += 1
+            known_keys.add(identity)
         elif contents[(file, row)] == contents[first[identity]]:
             repeated += 1
         else:
@@ -200,6 +203,7 @@ def _drop(
         staged=tuple(item for item in kept if item is not None),
         repeated=repeated,
         known=known,
+        known_keys=len(known_keys),
         conflicts=tuple(dict.fromkeys(conflicts)),
         without_key=without_key,
     )

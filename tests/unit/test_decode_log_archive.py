@@ -5,6 +5,7 @@ import io
 import json
 import re
 import tarfile
+import threading
 import zipfile
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -196,6 +197,57 @@ def test_a_line_of_no_form_continues_the_entry_or_stands_alone(line: str) -> Non
     assert [row["timestamp"] for row in rows if row["line"] == line] == [None] * 4
 
 
+COMPANIES = {
+    "containers": "2026-01-09T00:31:43.198168478Z stderr F 2026-01-09  0:31:43 7 [Warning] y",
+    "errors": "2026-11-22 10:31:46 12 [Note] y",
+    "errors before ten": "2026-11-22  9:31:46 12 [Note] y",
+    "MaxScale": "2026-01-09 00:31:43.123   notice : y",
+    "audit": "20261122 10:31:50,vm,root,localhost,3,0,CONNECT,,,0",
+    "old forms": "261122  9:31:46 [Note] y",
+    "no forms": "  at y",
+}
+
+
+@pytest.mark.parametrize("company", COMPANIES)
+def test_what_a_line_states_does_not_depend_on_the_lines_around_it(company: str) -> None:
+    around = [COMPANIES[company]] * 20
+    lines = [line for odd in FORMS for line in (*around, odd)]
+
+    rows = lines_of("\n".join(lines))
+
+    stated = {row["line"]: facts(row)[1:] for row in rows if row["line"] in FORMS}
+    assert stated == FORMS
+    of_company = {facts(row)[1:] for row in rows if row["line"] == COMPANIES[company]}
+    assert of_company == {facts(lines_of(COMPANIES[company])[0])[1:]}
+
+
+@pytest.mark.parametrize("form", ["2026-11-22 10:31:46 {}", "2026-01-09T00:31:43.198168478Z stdout F {}"])
+def test_a_text_is_looked_at_for_a_level_up_to_any_byte_of_a_character(form: str) -> None:
+    lines = [form.format("x" * length + "ż" * 60) for length in range(4)]
+    lines += [form.format("9" * (62 + length) + "ż [Note]") for length in range(-4, 3)]
+
+    rows = lines_of("\n".join(lines))
+
+    assert [row["line"] for row in rows] == lines
+    assert {row["level"] for row in rows} == {None}
+
+
+@pytest.mark.parametrize(
+    ("usual", "odd"),
+    [
+        ("2026-11-22  9:31:46 0 [Note] x", "2026-02-30  9:31:46 0 [Note] x"),
+        ("2026-01-09T00:31:43.198168478Z stdout F x", "2026-01-09T24:31:43.198168478Z stdout F x"),
+        ("20261122 10:31:50,vm", "20261131 10:31:50,vm"),
+    ],
+)
+def test_an_impossible_time_takes_nothing_from_the_times_of_other_lines(usual: str, odd: str) -> None:
+    stated = lines_of(usual)[0]["timestamp"]
+
+    rows = lines_of(f"{usual}\n" * 700 + f"{odd}\n" + f"{usual}\n" * 700)
+
+    assert [row["timestamp"] for row in rows] == [*[stated] * 700, None, *[stated] * 700]
+
+
 def test_a_time_beyond_nanoseconds_of_arrow_is_still_a_time() -> None:
     (row,) = lines_of("3026-01-09T00:31:43.198168478Z stdout F x")
 
@@ -246,6 +298,44 @@ def test_a_wrapped_line_gives_its_text_and_what_the_wrapper_adds() -> None:
     ]
 
 
+TEXTS = (
+    "plain żółć",
+    "",
+    'a "quoted" word',
+    'a path\\to\\n \\" and \\\\',
+    "\ttabs\t",
+    "a/b <c> & d",
+    '{"log":"wrapped itself"}',
+    "2026-11-22 10:31:46 0 [Note] x",
+    "two\nlines",
+    "\\",
+    "\x00\x01",
+    "x\r",
+)
+
+
+@pytest.mark.parametrize("end", ["\n", ""])
+@pytest.mark.parametrize("separators", [(",", ":"), (", ", ": ")])
+@pytest.mark.parametrize("escapes", ["few", "of HTML", "all beyond ASCII"])
+@pytest.mark.parametrize("texts", [TEXTS, *[(text,) for text in TEXTS], TEXTS[:2], TEXTS[:7]], ids=str)
+def test_wrapped_texts_come_back_as_they_were(
+    texts: tuple[str, ...], escapes: str, separators: tuple[str, str], end: str
+) -> None:
+    wrapped = [
+        json.dumps({"log": text + end}, ensure_ascii=escapes == "all beyond ASCII", separators=separators)
+        for text in texts
+    ]
+    if escapes == "of HTML":
+        wrapped = [
+            line.replace("<", "\\u003c").replace(">", "\\u003e").replace("/", "\\/") for line in wrapped
+        ]
+
+    for line_end in ("\n", ""):
+        rows = lines_of("\n".join(wrapped) + line_end)
+
+        assert [row["line"] for row in rows] == [re.sub(r"\r\Z", "", text) if end else text for text in texts]
+
+
 @pytest.mark.parametrize("company", ["", '{"log":"plain\\n"}\n' * 40, "raw\n" * 3])
 @pytest.mark.parametrize(
     "line",
@@ -267,6 +357,8 @@ def test_a_wrapped_line_gives_its_text_and_what_the_wrapper_adds() -> None:
         '{"nested":{"log":"a"}}',
         '{"time":"2026-01-09T00:31:43Z"}',
         "{" * 5000,
+        "{" + "ż" * 9,
+        "{ " + "ż" * 9,
         "[1]",
         '"text"',
         "{}",
@@ -386,6 +478,31 @@ def test_more_lines_than_a_batch_holds_are_numbered_through() -> None:
     assert len(batches) > 1
     assert table["line_number"].to_pylist() == list(range(1, 100_001))
     assert table["entry"].to_pylist() == [number - (number + 1) % 2 for number in range(1, 100_001)]
+
+
+LONG_TEXT = b"".join(b"2026-11-22 10:31:46 %d [Note] x\n" % number for number in range(40_000))
+
+
+def test_a_reader_that_leaves_early_leaves_no_thread_and_was_not_run_ahead_of() -> None:
+    source = io.BytesIO(zipped({"a.log": LONG_TEXT}, method=zipfile.ZIP_STORED))
+    before = set(threading.enumerate())
+    batches = read_log_archive(source, ratio_max=1e9, member_bytes_max=1 << 30, chunk_bytes=1 << 16)
+
+    first = next(batches)
+    batches.close()  # type: ignore[attr-defined]  # a generator
+
+    assert set(threading.enumerate()) == before
+    assert first.num_rows < 2500
+    assert source.tell() <= 5 << 16
+
+
+@pytest.mark.parametrize("chunk_bytes", [1 << 14, 1 << 18, 1 << 23])
+def test_damage_far_behind_the_first_chunk_is_found(chunk_bytes: int) -> None:
+    body = bytearray(zipped({"a.log": LONG_TEXT}, method=zipfile.ZIP_STORED))
+    body[len(body) - 500] ^= 1
+
+    with pytest.raises(MalformedBody, match="CRC"):
+        read(bytes(body), chunk_bytes=chunk_bytes)
 
 
 def test_members_come_in_archive_order_without_folders() -> None:

@@ -252,3 +252,12 @@ def test_drift_and_notes_are_counted_line_by_line() -> None:
 
     assert found.drift == {"column a": 2, "column b": 1}
     assert found.notes == {"asked twice": 2}
+
+
+def test_the_longest_chain_is_known_in_pages() -> None:
+    chains = [open_chain(), open_chain(), open_chain()]
+    for pages, chain in zip((3, 12, 1), chains, strict=True):
+        chain.chain.pages = pages
+
+    assert ledger(*chains).longest_chain == 12
+    assert ledger().longest_chain == 0

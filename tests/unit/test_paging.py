@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from urllib.parse import urlsplit
 
 import pytest
@@ -19,7 +19,7 @@ from extractor.endpoint import (
     TokenPaging,
 )
 from extractor.errors import PagingError
-from extractor.paging import Chain, PageFacts, fingerprint, needs_row_count, pointers_of
+from extractor.paging import Chain, PageFacts, Step, Turns, fingerprint, needs_row_count, pointers_of
 from extractor.plan import PageRequest, first_requests
 
 BASE = "https://api.skysql.com"
@@ -30,6 +30,7 @@ BODY_TOKEN = TokenPaging(request_param="page_token", response_pointer="/next")
 LINK = LinkPaging()
 NEXT_URL = NextUrlPaging(response_pointer="/next")
 PAGES = PagePaging(page_param="page", pages_pointer="/pages")
+BOTH = PagePaging(page_param="page", pages_pointer="/pages", total_pointer="/total")
 TOTAL = PagePaging(page_param="page", total_pointer="/total")
 OFFSET = OffsetPaging(offset_param="offset", limit_param="limit", limit=3, total_pointer="/total")
 SHORT = OffsetPaging(offset_param="offset", limit_param="limit", limit=3)
@@ -428,6 +429,236 @@ def test_any_next_url_stays_with_the_source_or_is_refused(url: str) -> None:
     assert following is not None
     assert urlsplit(BASE + following.path).netloc == "api.skysql.com"
     assert following.path.startswith("/")
+
+
+# --- ahead of their turn ------------------------------------------------------------------------------------
+
+
+def guesses(chain: Chain, request: PageRequest | None) -> list[str]:
+    """The page numbers, or offsets, that the chain would ask for after `request`."""
+    found = []
+    while request is not None and (request := chain.guess(request)) is not None:
+        found.append(dict(request.query)["offset" if "offset" in dict(request.query) else "page"])
+    return found
+
+
+@pytest.mark.parametrize(
+    ("paging", "answer", "expected"),
+    [
+        (BOTH, Answer(rows=3, facts={"/pages": 5, "/total": 14}), ["3", "4", "5"]),
+        (BOTH, Answer(rows=3, facts={"/pages": 2, "/total": 14}), []),
+        (BOTH, Answer(rows=3, facts={"/total": 11}), ["3", "4"]),
+        (BOTH, Answer(rows=3, facts={"/pages": 5}), []),  # nobody would see that rows move
+        (PAGES, Answer(rows=3, facts={"/pages": 5}), []),
+        (PAGES, Answer(rows=3, facts={"/pages": 5, "/total": 14}), []),
+        (TOTAL, Answer(rows=3, facts={"/total": 11}), ["3", "4"]),
+        (TOTAL, Answer(rows=3, facts={"/total": 9}), ["3"]),
+        (OFFSET, Answer(rows=3, facts={"/total": 11}), ["6", "9"]),
+        (OFFSET, Answer(rows=3, facts={"/total": 12}), ["6", "9"]),
+        (OFFSET, Answer(rows=2, facts={"/total": 7}), ["4", "6"]),  # the server has a limit of its own
+        (OFFSET, Answer(rows=9, facts={"/total": 11}), ["6", "9"]),  # and one that ignores ours
+        (SHORT, Answer(rows=3), []),
+        (TOKEN, Answer(headers={HEADER: "t"}), []),
+        (NEXT_URL, Answer(facts={"/next": "?page=2", "/pages": 9}), []),
+    ],
+)
+def test_pages_are_guessed_where_a_total_is_told_and_none_beyond_their_number(
+    paging: Paging, answer: Answer, expected: list[str]
+) -> None:
+    chain, following = step(paging, answer)
+
+    assert guesses(chain, following) == expected
+
+
+def test_no_page_is_guessed_beyond_the_bound_or_after_the_end() -> None:
+    chain, request = start(BOTH, pages_max=4)
+    following = chain.advance(request, Answer(facts={"/pages": 9, "/total": 9}).facts_for(1))
+
+    assert guesses(chain, following) == ["3", "4"]
+    assert following is not None
+    assert chain.advance(following, Answer(facts={"/pages": 2, "/total": 9}).facts_for(2)) is None
+    assert chain.guess(following) is None
+
+
+def test_how_many_pages_there_are_is_learnt_anew_from_each() -> None:
+    chain, request = start(TOTAL)
+    second = chain.advance(request, Answer(rows=2, facts={"/total": 9}).facts_for(1))
+    before = guesses(chain, second)
+    assert second is not None
+
+    third = chain.advance(second, Answer(rows=3, facts={"/total": 9}).facts_for(2))
+
+    assert (before, guesses(chain, third)) == (["3", "4", "5"], ["4"])
+
+
+@pytest.mark.parametrize("paging", [BOTH, TOTAL, OFFSET])
+@pytest.mark.parametrize(
+    ("totals", "is_doubtful", "has_guesses"),
+    [
+        ([32], False, True),
+        ([32, 32], False, True),
+        ([32, 33], True, False),
+        ([32, 31], True, False),
+        ([32, None], True, False),
+        ([32, "many"], True, False),
+        ([32, None, 32], False, True),
+        ([32, 33, 33], True, False),
+        ([32, 33, 32], True, False),
+        ([None], False, False),
+        ([None, 32], False, True),
+    ],
+)
+def test_nothing_is_guessed_where_rows_have_moved_or_nobody_can_see_whether_they_have(
+    paging: Paging, totals: list[object], is_doubtful: bool, has_guesses: bool
+) -> None:
+    chain, following = start(paging)
+
+    for total in totals:
+        answer = Answer(rows=3, facts={"/total": total, "/pages": 9}, body=str(following.query))
+        found = chain.advance(following, answer.facts_for(1))
+        assert found is not None
+        following = found
+
+    assert (chain.is_doubtful, bool(guesses(chain, following))) == (is_doubtful, has_guesses)
+
+
+def test_of_a_chain_that_goes_in_turn_nothing_is_guessed() -> None:
+    chain, following = step(TOTAL, Answer(rows=3, facts={"/total": 11}))
+    before = guesses(chain, following)
+
+    chain.is_in_turn = True
+
+    assert (before, guesses(chain, following)) == (["3", "4"], [])
+
+
+def requests_of(count: int) -> list[PageRequest]:
+    _, request = start(PAGES)
+    return [replace(request, query=(("page", str(n + 1)),), page=n) for n in range(count)]
+
+
+def test_an_early_answer_waits_for_its_turn() -> None:
+    first, second, third, _ = requests_of(4)
+    turns: Turns[str] = Turns(first)
+    turns.ask(second)
+    turns.ask(third)
+    turns.hold(third, "three")
+
+    places = [turns.place(request) for request in requests_of(4)]
+    steps = [turns.move(second), turns.move(third), turns.move(None)]
+
+    assert places == ["turn", "early", "unwanted", "unwanted"]
+    assert steps == [Step(), Step(early="three"), Step()]
+    assert [turns.place(request) for request in requests_of(4)] == ["unwanted"] * 4
+
+
+def test_an_answer_for_which_there_was_no_room_is_asked_for_at_its_turn() -> None:
+    first, second, _ = requests_of(3)
+    turns: Turns[str] = Turns(first)
+    turns.ask(second)
+    turns.lose(second)
+
+    assert turns.place(second) == "unwanted"
+    assert turns.move(second) == Step(is_new=True)
+    assert turns.place(second) == "turn"
+
+
+def test_a_page_that_was_asked_for_ahead_is_told_from_one_that_was_asked_for_at_its_turn() -> None:
+    first, second, third, fourth, fifth = requests_of(5)
+    turns: Turns[str] = Turns(first)
+    was_ahead = [turns.was_ahead]
+
+    turns.move(second)
+    was_ahead.append(turns.was_ahead)
+    for request in (third, fourth, fifth):
+        turns.ask(request)
+    was_ahead.append(turns.was_ahead)
+    turns.lose(fourth)
+    for request in (third, fourth, fifth):
+        turns.move(request)
+        was_ahead.append(turns.was_ahead)
+
+    # The fourth is asked for once more, at its turn.
+    assert was_ahead == [False, False, False, True, False, True]
+
+
+@pytest.mark.parametrize("is_over", [False, True])
+def test_what_was_asked_for_in_vain_is_dropped(is_over: bool) -> None:
+    first, second, third, fourth = requests_of(4)
+    turns: Turns[str] = Turns(first)
+    turns.ask(second)
+    turns.ask(third)
+    turns.hold(third, "three")
+
+    step = turns.move(None if is_over else fourth)
+
+    assert step == Step(is_new=not is_over, dropped=(second, third), answers=("three",))
+    assert (turns.ahead, turns.has_missed) == (0, True)
+
+
+@given(st.lists(st.integers(0, 4), min_size=1, max_size=12), st.integers(-3, 3), st.data())
+def test_whatever_the_order_of_the_answers_a_chain_takes_its_pages_in_their_order(
+    lengths: list[int], lie: int, data: st.DataObject
+) -> None:
+    paging = data.draw(st.sampled_from([BOTH, TOTAL, OFFSET]))
+    most = data.draw(st.integers(0, 9))
+
+    def server(query: dict[str, str]) -> Answer:
+        at = int(query["offset"]) // 3 if "offset" in query else int(query["page"]) - 1
+        rows = lengths[at] if at < len(lengths) else 0
+        facts = {"/pages": len(lengths) + lie, "/total": max(0, sum(lengths) + lie)}
+        return Answer(rows=rows, facts=facts, body=str(sorted(query.items())))
+
+    def in_turn() -> tuple[list[str], Chain, str]:
+        chain, request = start(paging)
+        taken: list[str] = []
+        following: PageRequest | None = request
+        try:
+            while following is not None:
+                taken.append(following.label)
+                following = chain.advance(following, server(dict(following.query)).facts_for(0))
+        except PagingError as error:
+            return taken, chain, error.message
+        return taken, chain, ""
+
+    def out_of_turn() -> tuple[list[str], Chain, str]:
+        chain, first = start(paging)
+        turns: Turns[PageFacts] = Turns(first)
+        asked, taken = [first], []
+        while asked:
+            request = asked.pop(data.draw(st.integers(0, len(asked) - 1)))
+            answer = server(dict(request.query)).facts_for(0)
+            match turns.place(request):
+                case "unwanted":
+                    continue
+                case "early" if data.draw(st.integers(0, 5)) == 0:
+                    turns.lose(request)
+                    continue
+                case "early":
+                    turns.hold(request, answer)
+                    continue
+            due: PageFacts | None = answer
+            while due is not None and turns.turn is not None:
+                taken.append(turns.turn.label)
+                try:
+                    following = chain.advance(turns.turn, due)
+                except PagingError as error:
+                    turns.move(None)
+                    return taken, chain, error.message
+                found = turns.move(following)
+                if found.is_new and following is not None:
+                    asked.append(following)
+                due = found.early
+                while turns.ahead < most and turns.furthest and (more := chain.guess(turns.furthest)):
+                    turns.ask(more)
+                    asked.append(more)
+        return taken, chain, ""
+
+    taken, chain, failure = out_of_turn()
+    expected, reference, reason = in_turn()
+
+    assert (taken, failure) == (expected, reason)
+    assert (chain.proof, chain.rows, chain.total) == (reference.proof, reference.rows, reference.total)
+    assert chain.notes == reference.notes
 
 
 # --- what a page must tell ----------------------------------------------------------------------------------

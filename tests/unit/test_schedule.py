@@ -2,12 +2,12 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 
 import anyio
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from extractor.schedule import Frontier, FrontierStatistics, drain
@@ -23,9 +23,12 @@ class Request:
     note: str = ""
 
 
-def new_frontier() -> Frontier[Request]:
+def new_frontier(rank: Mapping[str, int] | None = None) -> Frontier[Request]:
+    ranks = rank or {}
     return Frontier(
-        identity=lambda request: (request.table, request.number), group=lambda request: request.table
+        identity=lambda request: (request.table, request.number),
+        group=lambda request: request.table,
+        rank=lambda table: ranks.get(str(table), 0),
     )
 
 
@@ -83,7 +86,82 @@ def test_a_group_that_comes_late_waits_one_turn_at_most() -> None:
     frontier.add(Request("b", 1))
 
     assert taken == requests("a1")
-    assert take_all(frontier) == ["a2", "b1", "a3", "a4"]
+    assert take_all(frontier) == ["b1", "a2", "a3", "a4"]
+
+
+def test_in_each_round_the_lowest_rank_comes_first() -> None:
+    frontier = new_frontier(rank={"a": 3, "b": 1, "c": 2})
+    for request in requests("a1", "a2", "b1", "b2", "c1", "c2", "c3"):
+        frontier.add(request)
+
+    assert take_all(frontier) == ["b1", "c1", "a1", "b2", "c2", "a2", "c3"]
+
+
+def test_a_chain_with_one_request_at_a_time_has_a_turn_in_every_round() -> None:
+    frontier = new_frontier(rank={"chain": -1})
+    for table in "abcd":
+        for number in range(10):
+            frontier.add(Request(table, number))
+    frontier.add(Request("chain", 0))
+
+    taken: list[str] = []
+    for _ in range(40):
+        request = frontier.take(0.0)
+        assert request is not None
+        taken.append(request.table)
+        if taken[-4:-3] == ["chain"]:  # it was answered while three others were sent
+            frontier.add(Request("chain", len(taken)))
+
+    assert "".join(name[0] if name == "chain" else "." for name in taken) == "c...." * 8
+
+
+def test_who_comes_back_within_a_round_does_not_have_two_turns_in_it() -> None:
+    frontier = new_frontier(rank={"chain": -1})
+    for request in [Request("a", 1), Request("b", 1), Request("chain", 0)]:
+        frontier.add(request)
+
+    taken = []
+    for number in range(1, 9):
+        request = frontier.take(0.0)
+        assert request is not None
+        taken.append(request.table)
+        if request.table == "chain":
+            frontier.add(Request("chain", number))
+
+    assert taken[:3] == ["chain", "a", "b"]
+
+
+def test_what_was_withdrawn_is_not_taken_and_may_be_added_again() -> None:
+    frontier = filled("a1", "a2", "a3", "b1", "c1", "c2")
+    for not_before in (9.0, 8.0):
+        request = frontier.take(0.0)
+        assert request is not None
+        frontier.put_back(request, not_before=not_before)
+
+    frontier.withdraw(requests("a1", "a2", "c1", "c2", "x9"))
+
+    assert frontier.statistics() == FrontierStatistics(known=2, ready=1, waiting=1, in_flight=0)
+    assert [frontier.add(request) for request in requests("c1", "b1")] == [True, False]
+    assert take_all(frontier, 10.0) == ["c1", "a3", "b1"]
+
+
+def test_what_is_set_aside_can_be_resumed_and_is_waited_for_only_then() -> None:
+    frontier = filled("a1")
+    frontier.take(0.0)
+
+    frontier.finish()
+    seen = [frontier.is_drained]
+    frontier.resume()
+    seen.append(frontier.is_drained)
+
+    assert seen == [True, False]
+
+
+def test_the_requests_that_are_ready_are_counted_by_group() -> None:
+    frontier = filled("a1", "a2", "b1")
+    frontier.take(0.0)
+
+    assert [frontier.ready_in(group) for group in "abc"] == [1, 1, 0]
 
 
 def test_a_request_that_was_put_back_is_not_taken_before_its_time() -> None:
@@ -166,7 +244,9 @@ def test_whoever_waits_for_a_change_is_told_of_each(change: Callable[[Frontier[R
 
 # What may happen to a frontier: a step is a name and two numbers that it may use as it likes.
 steps = st.tuples(
-    st.sampled_from(["add", "take", "finish", "put back", "pass"]), st.integers(0, 9), st.integers(0, 9)
+    st.sampled_from(["add", "take", "finish", "put back", "pass", "set aside", "resume", "withdraw"]),
+    st.integers(0, 9),
+    st.integers(0, 9),
 )
 
 
@@ -178,6 +258,7 @@ def test_every_request_is_answered_once_whatever_happens_in_between(
     now = 0.0
     known: set[Request] = set()
     in_flight: list[Request] = []
+    aside: list[Request] = []
     earliest: dict[Request, float] = {}
     answered: Counter[Request] = Counter()
 
@@ -202,14 +283,31 @@ def test_every_request_is_answered_once_whatever_happens_in_between(
                 request = in_flight.pop(one % len(in_flight))
                 earliest[request] = now + other
                 frontier.put_back(request, not_before=now + other)
+            case "set aside" if in_flight:
+                aside.append(in_flight.pop(one % len(in_flight)))
+                frontier.finish()
+            case "resume" if aside:
+                in_flight.append(aside.pop())
+                frontier.resume()
+            case "withdraw":
+                # Of what is out and of what is done nothing changes, and it stays unwelcome only while it is known.
+                gone = {Request("abc"[one % 3], number) for number in (other, other + 1)}
+                gone = {request for request in gone if not answered[request]} - {*in_flight, *aside}
+                frontier.withdraw(gone)
+                known -= gone
             case "pass":
                 now += one
         statistics = frontier.statistics()
         assert statistics.in_flight == len(in_flight)
         assert statistics.known == len(known)
-        assert statistics.ready + statistics.waiting + len(in_flight) + answered.total() == len(known)
-        assert frontier.is_drained == (answered.total() == len(known))
+        assert statistics.ready + statistics.waiting + len(in_flight) + len(aside) + answered.total() == len(
+            known
+        )
+        assert frontier.is_drained == (answered.total() + len(aside) == len(known))
 
+    for request in aside:
+        in_flight.append(request)
+        frontier.resume()
     while not frontier.is_drained:
         ready_at = frontier.ready_at(now)
         if ready_at is not None:
@@ -423,6 +521,7 @@ def test_an_attempt_that_raises_ends_the_run_and_gives_every_slot_back() -> None
     assert (slots.live, slots.peak) == (0, 3)
 
 
+@settings(deadline=None)
 @given(
     st.dictionaries(
         st.tuples(st.sampled_from("abc"), st.integers(0, 5)),

@@ -37,6 +37,7 @@ EVENTS = Endpoint(
         cursor="at",
     ),
 )
+SEEN = Endpoint(name="seen", path="/s", key=("id",), sync=Sync(kind="append", cursor="at"))
 BILLS = Endpoint(
     name="bills",
     path="/b",
@@ -90,6 +91,7 @@ class Lake:
             chain.proof = "" if window in cut else "end: no next page"
             ledger.chains[window] = OpenChain(chain=chain, window=window)
             decoded = decode_rows([page.encode()], schema)
+            ledger.rows += decoded.batch.num_rows
             schema = decoded.schema
             writer.add(decoded.batch, window=window, received_at=at)
         outcome = Outcome(status=status or ("partial" if cut else "complete"), reason="as the test says")
@@ -298,7 +300,43 @@ def test_fewer_rows_than_the_server_says_there_are_make_the_table_partial() -> N
 
 
 def test_rows_that_came_twice_do_not_make_up_for_missing_ones() -> None:
-    assert Lake().run(page("a", "a"), total=2).report.status == "partial"
+    settled = Lake().run(page("a", "a"), total=2)
+
+    assert (settled.report.status, settled.report.reason) == ("partial", "the server says 2 rows, 1 came")
+
+
+def test_an_append_table_that_reads_what_stands_in_the_lake_already_counts_it_among_what_came() -> None:
+    lake = Lake(endpoint=SEEN)
+    lake.run(page("a", "b"), total=2)
+
+    settled = lake.run(page("a", "b", "c"), total=3)
+
+    assert (told(settled), lake.ids) == (("complete", 1, 1), ["a", "b", "c"])
+
+
+def test_an_append_table_counts_each_row_that_came_once_whether_the_lake_has_it_or_not() -> None:
+    """One page in the place of another gives the right number of rows, and not the right rows."""
+    lake = Lake(endpoint=SEEN)
+    lake.run(page("a", "b"), total=2)
+
+    new_twice = lake.run(page("a", "b", "c", "c"), total=4)
+    known_twice = lake.run(page("a", "a", "b", "c"), total=4)
+    fewer = lake.run(page("a", "c"), total=3)
+
+    assert [settled.report.status for settled in (new_twice, known_twice, fewer)] == ["partial"] * 3
+    assert [settled.report.reason for settled in (new_twice, known_twice, fewer)] == [
+        "the server says 4 rows, 3 came",
+        "the server says 4 rows, 3 came",
+        "the server says 3 rows, 2 came",
+    ]
+    assert lake.ids == ["a", "b"]
+
+
+def test_windows_are_not_held_to_a_total() -> None:
+    """Each tells its own, neighbours may both count what lies on their boundary, and rows may leave a window."""
+    settled = Lake(endpoint=EVENTS).run({FIRST: events("a", on=FIRST)}, total=5)
+
+    assert settled.report.status == "complete"
 
 
 def test_a_table_that_loses_too_many_rows_is_held_until_it_is_accepted() -> None:
