@@ -8,6 +8,11 @@ BIN  := $(VENV)/bin
 PIP  := $(BIN)/python -m pip --disable-pip-version-check --quiet
 LOCK := requirements/ci.txt
 
+BENCH := build/bench
+BENCH_ARGS ?=
+
+LAWS_ARGS ?= --seeds 0-10000
+
 # Folders are in the list so that a file that goes away counts as a change too.
 SOURCES := pyproject.toml README.md LICENSE \
 	$(shell find extractor config -not -name '__pycache__' -not -name '*.py[co]')
@@ -18,7 +23,7 @@ LOCKED := import sys; sys.exit((sys.implementation.name, sys.platform, sys.versi
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help setup demo check lint types imports test format lock clean
+.PHONY: help setup demo check lint types imports test format lock clean bench bench-memory bench-pacing laws laws-mutations
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -48,6 +53,22 @@ format: $(VENV)/.tools ## put the code into the project's form
 	@$(BIN)/ruff format .
 	@$(BIN)/ruff check --fix .
 
+bench: $(BENCH)/.installed ## speed and memory against a bare loop and dlt; BENCH_ARGS="--help" says more
+	@$(BENCH)/venv/bin/python -m tests.bench $(BENCH_ARGS)
+
+bench-memory: $(BENCH)/.installed ## peak memory up to ten million rows and samples
+	@$(BENCH)/venv/bin/python -m tests.bench.memory $(BENCH_ARGS)
+
+bench-pacing: $(VENV)/.developed ## how much of a server's rate limit is used, and refused; BENCH_ARGS="--rate 50"
+	@$(BIN)/python -m tests.bench.pacing $(BENCH_ARGS)
+
+# Against the files as they stand here, not the installed package.
+laws: $(VENV)/.developed ## whole runs in 10,000 made-up worlds; LAWS_ARGS="--seed 7" replays one
+	@$(BIN)/python -m tests.laws $(LAWS_ARGS)
+
+laws-mutations: $(VENV)/.developed ## plant each known bug in a copy, and see that the laws find it
+	@$(BIN)/python -m tests.laws.mutations
+
 lock: ## resolve the developers' requirements anew, into requirements/ci.txt
 	@rm -rf build/lock
 	@$(PYTHON) -m venv build/lock
@@ -65,6 +86,14 @@ $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; try make PYTHON=python3.11")'
 	@echo "creating $(VENV)"
 	@$(PYTHON) -m venv $(VENV)
+
+# Two environments, so that what the others need never stands in the way of the package.
+$(BENCH)/.installed: requirements/bench.txt $(SOURCES)
+	@echo "installing skysql-extractor and what it is compared with into $(BENCH)"
+	@for name in venv venv-peers; do test -x $(BENCH)/$$name/bin/python || $(PYTHON) -m venv $(BENCH)/$$name || exit; done
+	@$(BENCH)/venv/bin/python -m pip --disable-pip-version-check --quiet install .
+	@$(BENCH)/venv-peers/bin/python -m pip --disable-pip-version-check --quiet install -r requirements/bench.txt
+	@touch $@
 
 # Three stamps: the package with what it needs, the developers' tools, the package among those tools.
 $(VENV)/.installed: $(SOURCES) | $(BIN)/python

@@ -34,8 +34,15 @@ SHORTEST_PAUSE_SECONDS = 0.1
 """The pause after a `Retry-After` that names no future moment: an attempt made at once would be burnt."""
 
 _SLOWEST = 1 / 60
-_CATCH_UP_SECONDS = 0.05
-"""How much of the schedule a late event loop may make up for."""
+_CATCH_UP_SECONDS = 0.004
+"""How much of the schedule a late event loop may make up for, to begin with: what timers are late by, …"""
+_LONGEST_CATCH_UP_SECONDS = 0.5
+"""… and at most, …"""
+_CATCH_UP_GROWTH = 4
+"""… in steps of this factor, …"""
+_FORFEITED_SECONDS = 0.05
+_FORFEITED_SHARE = 0.004
+"""… each taken when more than so much, and more than this share of the time, was lost by being late."""
 _ROUNDING_SECONDS = 1e-9
 _DEFAULT_PAUSE_SECONDS = 1.0
 _LONGEST_OWN_PAUSE_SECONDS = 60.0
@@ -131,13 +138,15 @@ class Limiter:
     a refusal on its way since before a pause is not taken for one that came in spite of it.
 
     Steady requests keep to a schedule: the nth is granted no sooner than `t0 + (n - burst) / rate`. A caller
-    that comes late may catch up 50 ms of it.
+    that comes late may catch up 4 ms of it. Where wakes are so late that this costs throughput, it may be up to
+    half a second, until a refusal shows that the server's bucket is too small for it.
     """
 
     def __init__(self, limits: Limits, clock: Clock, *, learnt: float | None = None) -> None:
         self._limits = limits
         self._clock = clock
-        self._turn = anyio.Lock()
+        # Without a turn of the event loop for each grant: a late loop would get no further behind.
+        self._turn = anyio.Lock(fast_acquire=True)
         self._changed: anyio.Event | None = None
 
         self._in_flight = 0
@@ -151,6 +160,15 @@ class Limiter:
         self._reset_at = -math.inf
         self._barren = 0
         self._is_probing = False
+
+        self._catch_up_seconds = _CATCH_UP_SECONDS
+        self._catch_up_requests = math.inf
+        self._forfeited_seconds = 0.0
+        self._forfeited_since = clock.monotonic()
+        self._depth = 0.0
+        self._proven_depth = float(limits.burst)
+        self._deeper: deque[tuple[float, float]] = deque()
+        self._is_burst_to_blame = False
 
         self._announced = math.inf
         self._refusals: deque[_Refusal] = deque(maxlen=16)
@@ -184,12 +202,13 @@ class Limiter:
         if self.ready_at(now) > now:
             return False
         interval = 1 / self._rate
-        allowance = max((self._limits.burst - 1) * interval, _CATCH_UP_SECONDS)
         if self._slot is None:
             self._slot = now - (self._limits.burst - 1) * interval
         else:
-            self._slot = max(self._slot + interval, now - allowance, self._resume_at, self._reset_at)
+            earliest = now - self._allowance_seconds
+            self._slot = max(self._slot + interval, earliest, self._resume_at, self._reset_at)
         self._sample(now)
+        self._plumb(now)
         # Growth is paid for by use: time in which far fewer requests went than might have proves nothing.
         self._active_seconds += min(now - self._last_grant, 4 * interval) if self._granted else 0.0
         self._last_grant = now
@@ -214,6 +233,7 @@ class Limiter:
                     await self._changed.wait()
                 else:
                     await self._clock.sleep_until(ready_at)
+                    self._forfeit(ready_at, self._clock.monotonic())
 
     def release(self) -> None:
         """Give a grant back; call it once for each."""
@@ -233,9 +253,11 @@ class Limiter:
         self._barren = 0
         if headers:
             self._heed(read_rate_headers(headers, now=self._clock.now()), now)
+        self._prove(sent_at)
         if self._was_sent_before_the_pause(now, sent_at):
-            self._refusals[-1].answered = self._answered
-            self._cut()
+            if not self._is_burst_to_blame:
+                self._refusals[-1].answered = self._answered
+                self._cut()
         else:
             self._rise()
         self._wake()
@@ -249,6 +271,8 @@ class Limiter:
     ) -> None:
         """Pause everybody and lower the rate, once for all refusals of requests sent before the pause.
 
+        The rate stays when the request came closer behind others than any that was answered: then it was the
+        catching up that the server's bucket was too small for, and there will be less of it.
         `retry_after` are the seconds the server named, as `parse_retry_after` gives them. Where it named none
         the pause is a second, and doubles while a pause is followed by a refusal and no answer at all.
         """
@@ -262,20 +286,28 @@ class Limiter:
                 retry_after = said.reset_seconds
         if self._was_sent_before_the_pause(now, sent_at):
             if now < self._resume_at:
-                self._refusals[-1].at = now
                 self._resume_at = max(self._resume_at, now + self._pause_seconds(retry_after or 0.0))
-                self._cut()
+                if not self._is_burst_to_blame:
+                    self._refusals[-1].at = now
+                    self._cut()
         elif self._refusals and self._answered == self._refusals[-1].answered:
             # Nothing was answered since the last refusal: the pause was too short; the rate may be right.
             self._barren += 1
             own = min(_DEFAULT_PAUSE_SECONDS * 2.0**self._barren, _LONGEST_OWN_PAUSE_SECONDS)
             self._resume_at = now + self._pause_seconds(max(own, retry_after or 0.0))
         else:
-            self._refusals.append(_Refusal(at=now, answered=self._answered, rate=self._rate))
             self._resume_at = now + self._pause_seconds(
                 _DEFAULT_PAUSE_SECONDS if retry_after is None else retry_after
             )
-            self._cut()
+            self._is_burst_to_blame = any(at == sent_at for at, _ in self._deeper)
+            if self._is_burst_to_blame:
+                # Half: on the way requests come closer together, or further apart.
+                self._catch_up_requests = (self._proven_depth - 1) / 2
+            else:
+                self._refusals.append(_Refusal(at=now, answered=self._answered, rate=self._rate))
+                self._cut()
+        # What else was under way may be refused as well, and a later answer would prove it.
+        self._deeper.clear()
         self._wake()
 
     def statistics(self) -> LimiterStatistics:
@@ -305,6 +337,37 @@ class Limiter:
         if self._learnt is None or self._refusals:
             return self._learnt
         return max(self._learnt, self._rate)
+
+    # What a late loop may catch up
+
+    @property
+    def _allowance_seconds(self) -> float:
+        saved = min(self._catch_up_seconds, self._catch_up_requests / self._rate)
+        return max((self._limits.burst - 1) / self._rate, saved)
+
+    def _forfeit(self, due: float, now: float) -> None:
+        """Count what a wake at `now` instead of `due` costs; where that is too much, allow for more."""
+        self._forfeited_seconds += max(0.0, now - due - self._allowance_seconds)
+        enough = max(_FORFEITED_SECONDS, _FORFEITED_SHARE * (now - self._forfeited_since))
+        if self._forfeited_seconds > enough:
+            longer = _CATCH_UP_GROWTH * self._catch_up_seconds
+            self._catch_up_seconds = min(longer, _LONGEST_CATCH_UP_SECONDS)
+            self._forfeited_seconds = 0.0
+            self._forfeited_since = now
+
+    def _plumb(self, now: float) -> None:
+        """Note how much of a bucket a grant uses that fills as fast as requests go, if it is more than ever."""
+        self._depth = max(0.0, self._depth - self._rate * (now - self._last_grant)) + 1
+        deepest = self._deeper[-1][1] if self._deeper else self._proven_depth
+        if self._depth > deepest + _ROUNDING_SECONDS:
+            self._deeper.append((now, self._depth))
+
+    def _prove(self, sent_at: float | None) -> None:
+        """The server's bucket is as deep as an answered request needed."""
+        while self._deeper and sent_at is not None and self._deeper[0][0] <= sent_at:
+            at, self._proven_depth = self._deeper.popleft()
+            if at == sent_at:
+                break
 
     # How the rate moves
 

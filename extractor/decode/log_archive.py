@@ -1,7 +1,8 @@
 """Log archives as record batches: one row for every line of every member, in archive order.
 
 An archive is a ZIP, a gzip (of a tar or of one text) or plain text, told by its first bytes. Lines are split,
-unwrapped and read with Arrow kernels, one chunk at a time; what the kernels refuse goes an exact way.
+unwrapped and read with Arrow kernels, one chunk at a time; what the kernels refuse goes an exact way. The next
+chunks are unfolded and split meanwhile, in a second thread.
 
 What starts an entry: a line that states a time of its own (container, error, audit, MaxScale); in a slow log
 the first of the lines `# Time:` and `# User@Host:`. From the first of these on a member is a slow log to its
@@ -20,10 +21,13 @@ import tarfile
 import zipfile
 import zlib
 from bisect import bisect_right
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
+from functools import cache
 from typing import BinaryIO
 
 import pyarrow as pa
@@ -50,6 +54,7 @@ LOG_SCHEMA = pa.schema(
 """Columns of a line. `entry` is the number of the line that started the entry, counted within the member."""
 
 _CHUNK_BYTES_MAX = 8 << 20
+_CHUNKS_AHEAD = 2
 _LINE_BYTES_MAX = 16 << 20
 # More than any chunk: only a directory of members can ask for so much at once.
 _READ_BYTES_MAX = 2 * _CHUNK_BYTES_MAX
@@ -57,6 +62,8 @@ _TAR_HEADER_BYTES_MAX = 1 << 20
 _MEMBER_NAME_MAX = 1024
 _BATCH_ROWS = 1 << 16
 _NAMES_BYTES = 8 << 20
+_FEW_STAMPS = 256
+_GUESS_LINES = 16
 _RATIO_FREE_BYTES = 1 << 20
 _BOM = b"\xef\xbb\xbf"
 
@@ -77,23 +84,59 @@ _FORMS: Mapping[str, str] = {
     "slow_time_rfc3339": rf"^# Time: {_DAY}T{_CLOCK}(?:\.[0-9]{{1,9}})?Z[ ]*$",
     "slow_user": rf"^{_SLOW_USER.decode()}",
 }
+_FORM_PATTERNS = {form: re.compile(pattern.encode()) for form, pattern in _FORMS.items()}
+_SLOW_TIME = b"# Time: "
 _SLOW_TIMES = ("slow_time", "slow_time_rfc3339")
-_INNER_LONG = rf"^{_DAY} {_PADDED}(?:[ .]|$)"
-_ANY_FORM = rf"^(?:{_DAY}[ T]|[0-9]{{6}} |[0-9]{{8}} |# Time: |# User@Host: )"
+_FORMS_OF_SLOW = ("slow_user", *_SLOW_TIMES, "container")
+# How nearly all lines of a form begin, with 0 for every digit: far quicker told than a pattern.
+_SHAPES: Mapping[str, tuple[bytes, ...]] = {
+    "error": (b"0000-00-00 00:00:00 ", b"0000-00-00  0:00:00 "),
+    "container": (b"0000-00-00T00:00:00.000000000Z stdout F ", b"0000-00-00T00:00:00.000000000Z stderr F "),
+    "audit": (b"00000000 00:00:00,",),
+    "plain": (b"000000 00:00:00 ", b"000000  0:00:00 "),
+    "fraction": (b"0000-00-00 00:00:00.000 ",),
+}
+_SHAPE_OF_DIGITS = bytes.maketrans(b"123456789", b"0" * 9)
+# The server's own time in lines that a container wrapped: form, width, shapes.
+_INNER_STAMPS = (
+    (rf"^{_DAY} {_PADDED}(?:[ .]|$)", 19, (*_SHAPES["error"], b"0000-00-00 00:00:00.")),
+    (_FORMS["plain"], 15, _SHAPES["plain"]),
+)
 # Those of syslog, as MaxScale writes them.
 _LEVEL_WORDS = frozenset("emergency emerg alert critical crit error warning notice info debug".split())
 _LEVEL_BYTES = 64
 # A time, a stream, a flag, and the server's own time and level.
 _CONTAINER_BYTES = 31 + 9 + 19 + 64
 _LEVEL_WORD_BYTES = 24
+# As the servers write nearly all of them.
+_USUAL_LEVELS: Mapping[bytes, str] = {
+    b"[Note]": "Note",
+    b"notice :": "notice",
+    b"[Warning]": "Warning",
+    b"warning:": "warning",
+    b"[ERROR]": "ERROR",
+    b"error  :": "error",
+}
 _STAMP = re.compile(
     r"(\d{4})-(\d\d)-(\d\d)[T ]([ \d]\d):(\d\d):(\d\d)(?:\.(\d{1,9}))?(?:Z|([+-])(\d\d):(\d\d))?", re.ASCII
 )
+_STAMP_BYTES = len("YYYY-MM-DD hh:mm:ss")
+_DIGIT_PLACES = (0, 1, 2, 3, 5, 6, 8, 9, 11, 12, 14, 15, 17, 18)
+_HOUR_PLACE = 11
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROS_MIN = -62_135_596_800_000_000
 
 _MARKUP = (b"<!doctype", b"<html", b"<?xml")
 _WRAPPER_KEYS = ("log", "time", "timestamp", "stream")
+_OPENINGS = (b'{"log":"', b'{"log": "')
+_CLOSINGS = (b'\\n"}', b'"}')
+_SIMPLE_ESCAPES = (
+    (b"\\t", b"\t"),
+    (b"\\/", b"/"),
+    (b"\\u003c", b"<"),
+    (b"\\u003e", b">"),
+    (b"\\u0026", b"&"),
+)
 _WRAPPER_SCHEMA = pa.schema([(key, pa.string()) for key in _WRAPPER_KEYS])
 
 # Typed scalars: given a Python number, each kernel call looks for numpy first (0.1 ms where it is absent).
@@ -101,10 +144,11 @@ _NO_TEXT = pa.scalar(None, pa.string())
 _NO_BYTES = pa.scalar(None, pa.binary())
 _NO_INT = pa.scalar(None, pa.int64())
 _FALSE = pa.scalar(False)
+_TRUE = pa.scalar(True)
 
 
 def read_log_archive(
-    source: BinaryIO, *, ratio_max: float, member_bytes_max: int, chunk_bytes: int = 4 << 20
+    source: BinaryIO, *, ratio_max: float, member_bytes_max: int, chunk_bytes: int = 2 << 20
 ) -> Iterator[pa.RecordBatch]:
     """Every line of every member as exactly one row of `LOG_SCHEMA`, in order, one chunk in memory at a time.
 
@@ -334,15 +378,47 @@ def _read_member(member: _Member, budget: _Budget, chunk_bytes: int) -> Iterator
     position = _Position(member=member.name)
     # Each row repeats the name.
     batch_rows = min(_BATCH_ROWS, _NAMES_BYTES // max(len(member.name.encode()), 1))
+    for chunk in _some_ahead(_chunks(member, budget, chunk_bytes), chunk_bytes):
+        for start in range(0, len(chunk.lines), batch_rows):
+            yield _read_lines(chunk.slice(start, batch_rows), position)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Chunk:
+    """Lines that follow each other; whether all are UTF-8, and whether all were wrapped and no longer are."""
+
+    lines: pa.BinaryArray
+    is_utf8: bool
+    is_unwrapped: bool
+
+    def slice(self, start: int, count: int) -> _Chunk:
+        return replace(self, lines=self.lines.slice(start, count))
+
+
+def _some_ahead(chunks: Iterator[_Chunk], chunk_bytes: int) -> Iterator[_Chunk]:
+    """The chunks of lines; when they are large, the next ones are made in a second thread while one is in use."""
+    chunk = next(chunks, None)
+    if chunk is None or chunk.lines.nbytes < chunk_bytes // 2:
+        if chunk is not None:
+            yield chunk
+        yield from chunks
+        return
+    with ThreadPoolExecutor(1) as pool:
+        coming = deque(pool.submit(next, chunks, None) for _ in range(_CHUNKS_AHEAD))
+        while chunk is not None:
+            yield chunk
+            chunk = coming.popleft().result()
+            coming.append(pool.submit(next, chunks, None))
+
+
+def _chunks(member: _Member, budget: _Budget, chunk_bytes: int) -> Iterator[_Chunk]:
+    is_first = True
     for text in _whole_lines(member, budget, chunk_bytes):
-        if position.line_number == 1:
+        if is_first:
             text = text.removeprefix(_BOM)
-        if not text:
-            continue
-        lines = _split_lines(text)
-        is_utf8 = _is_utf8(text)
-        for start in range(0, len(lines), batch_rows):
-            yield _read_lines(lines.slice(start, batch_rows), position, is_utf8=is_utf8)
+        is_first = False
+        if text:
+            yield _split_lines(text.replace(b"\r\n", b"\n") if b"\r" in text else text)
 
 
 def _whole_lines(member: _Member, budget: _Budget, chunk_bytes: int) -> Iterator[bytes]:
@@ -358,7 +434,7 @@ def _whole_lines(member: _Member, budget: _Budget, chunk_bytes: int) -> Iterator
                 f"member {_excerpt(member.name)} has a line longer than {_LINE_BYTES_MAX} bytes"
             )
         if end:
-            yield b"".join((*carry, piece[:end]))
+            yield b"".join((*carry, memoryview(piece)[:end]))
             carry, carried = [], 0
         carry.append(piece[end:])
         carried += len(piece) - end
@@ -366,13 +442,27 @@ def _whole_lines(member: _Member, budget: _Budget, chunk_bytes: int) -> Iterator
         yield b"".join(carry)
 
 
-def _split_lines(text: bytes) -> pa.BinaryArray:
-    if b"\r" in text:
-        text = text.replace(b"\r\n", b"\n")
-    text = text.removesuffix(b"\n")
-    ends = pa.py_buffer(struct.pack("=ii", 0, len(text)))
-    whole = pa.Array.from_buffers(pa.binary(), 1, [None, ends, pa.py_buffer(text)])
-    return pc.split_pattern(whole, b"\n").values
+def _split_lines(text: bytes) -> _Chunk:
+    whole = _span(text, 0, len(text) - text.endswith(b"\n"))
+    is_utf8 = _holds_utf8(whole)
+    unwrapped = _unwrap_text(text) if is_utf8 else None
+    lines = pc.split_pattern(whole, b"\n").values if unwrapped is None else unwrapped
+    return _Chunk(lines=lines, is_utf8=is_utf8, is_unwrapped=unwrapped is not None)
+
+
+def _span(text: bytes, start: int, stop: int) -> pa.BinaryArray:
+    """A part of the text as the one element of an array, without a copy."""
+    return pa.Array.from_buffers(
+        pa.binary(), 1, [None, pa.py_buffer(struct.pack("=ii", start, stop)), pa.py_buffer(text)]
+    )
+
+
+def _holds_utf8(texts: pa.BinaryArray) -> bool:
+    try:
+        texts.cast(pa.string())
+    except pa.ArrowInvalid:
+        return False
+    return True
 
 
 def _is_utf8(text: bytes) -> bool:
@@ -392,21 +482,28 @@ class _Position:
     entry: int | None = None
     is_slow: bool = False
     is_after_time: bool = False
-    form: str = "error"
+    likely_form: str | None = None
+    names: pa.StringArray | None = None
+
+    def repeat_member(self, count: int) -> pa.StringArray:
+        """The member's name for each of `count` rows."""
+        if self.names is None or len(self.names) < count:
+            self.names = pa.repeat(pa.scalar(self.member, pa.string()), count)
+        return self.names.slice(0, count)
 
 
-def _read_lines(lines: pa.BinaryArray, position: _Position, *, is_utf8: bool) -> pa.RecordBatch:
-    count = len(lines)
+def _read_lines(chunk: _Chunk, position: _Position) -> pa.RecordBatch:
+    count = len(chunk.lines)
     line_bytes = pa.nulls(count, pa.binary())
-    if is_utf8:
-        line = texts = lines.cast(pa.string())
+    if chunk.is_utf8:
+        line = texts = chunk.lines.view(pa.string())
     else:
-        line, line_bytes, texts = _part_utf8(lines)
-    wrapped = _unwrap_lines(line)
+        line, line_bytes, texts = _part_utf8(chunk.lines)
+    wrapped = None if chunk.is_unwrapped else _unwrap_lines(line)
     if wrapped is not None:
         line = wrapped.line
-        texts = pc.coalesce(line, texts)
-    facts = _read_texts(texts.cast(pa.binary()), wrapped, position)
+        texts = pc.coalesce(line, texts) if line.null_count else line
+    facts = _read_texts(texts.view(pa.binary()), wrapped, position)
     numbers = pc.add(_count(count), _int64(position.line_number))
     started = pc.fill_null_forward(pc.if_else(facts.is_start, numbers, _NO_INT))
     entry = pc.coalesce(started, numbers if position.entry is None else _int64(position.entry))
@@ -415,7 +512,7 @@ def _read_lines(lines: pa.BinaryArray, position: _Position, *, is_utf8: bool) ->
         position.entry = started[-1].as_py()
     return pa.RecordBatch.from_arrays(
         [
-            pa.repeat(pa.scalar(position.member, pa.string()), count),
+            position.repeat_member(count),
             numbers,
             entry,
             line,
@@ -440,6 +537,47 @@ def _part_utf8(lines: pa.BinaryArray) -> tuple[pa.StringArray, pa.BinaryArray, p
     return pa.array(texts, pa.string()), pa.array(odd, pa.binary()), pa.array(readable, pa.string())
 
 
+def _unwrap_text(text: bytes) -> pa.BinaryArray | None:
+    """The lines, where each is but a `log` with simple escapes; else None."""
+    opening = next((opening for opening in _OPENINGS if text.startswith(opening)), None)
+    if opening is None or b"\r" in text:
+        return None
+    first_stop = text.find(b"\n") + 1
+    if 0 < first_stop < len(text) and _unwrap_text(text[:first_stop]) is None:
+        return None
+    stop = len(text) - text.endswith(b"\n")
+    closing = next((closing for closing in _CLOSINGS if text.endswith(closing, len(opening), stop)), None)
+    if closing is None:
+        return None
+    whole = _span(text, len(opening), stop - len(closing))
+    lines = pc.split_pattern(whole, closing + b"\n" + opening).values
+    content = _content(lines)
+    return None if b"\n" in content else _unescape(lines, content)
+
+
+def _unescape(lines: pa.BinaryArray, content: bytes) -> pa.BinaryArray | None:
+    """JSON strings as they are meant; None where one ends early or has an escape that is not simple."""
+    if b"\\" not in content:
+        return None if b'"' in content else lines
+    if b"\0" in content or b"\1" in content:
+        return None
+    # Pairs of backslashes come first, from the left: what is left of a run escapes what follows it.
+    for escape, meant in ((b"\\\\", b"\0"), (b'\\"', b"\1"), *_SIMPLE_ESCAPES):
+        if b"\\" in content:
+            lines = pc.replace_substring(lines, escape, meant)
+            content = _content(lines)
+    if b"\\" in content or b'"' in content:
+        return None
+    content = content.replace(b"\1", b'"').replace(b"\0", b"\\")
+    return pa.Array.from_buffers(pa.binary(), len(lines), [None, lines.buffers()[1], pa.py_buffer(content)])
+
+
+def _content(texts: pa.BinaryArray) -> bytes:
+    """All texts of an array that is no slice, one after the other."""
+    buffer = texts.buffers()[2]
+    return buffer.to_pybytes() if buffer else b""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Wrapped:
     """All lines, unwrapped where they were wrapped, and what their wrappers said."""
@@ -452,9 +590,9 @@ class _Wrapped:
 def _unwrap_lines(lines: pa.StringArray) -> _Wrapped | None:
     """None where no line is wrapped."""
     is_object = pc.fill_null(pc.starts_with(lines, "{"), _FALSE)
-    objects = lines.filter(is_object)
-    if not len(objects):
+    if not is_object.true_count:
         return None
+    objects = lines.filter(is_object)
     columns = _unwrap_plain(objects)
     times = _times(columns["time"], has_zone=True, has_fraction=True)
     # A time that cannot be kept as such keeps its line whole.
@@ -482,7 +620,7 @@ def _without_line_end(texts: pa.StringArray) -> pa.StringArray:
         ends = pc.and_(ends, pc.fill_null(pc.ends_with(texts, end), _FALSE))
         if not pc.any(ends).as_py():
             break
-        cut = pc.binary_slice(texts.cast(pa.binary()), 0, -1).cast(pa.string())
+        cut = pc.binary_slice(texts.view(pa.binary()), 0, -1).view(pa.string())
         texts = pc.if_else(ends, cut, texts)
     return texts
 
@@ -497,11 +635,11 @@ def _unwrap_plain(objects: pa.StringArray) -> Mapping[str, pa.StringArray]:
         pc.and_(pc.starts_with(objects, opening), pc.ends_with(objects, closing)),
         pc.greater_equal(pc.binary_length(objects), pa.scalar(len(opening) + len(closing), pa.int32())),
     )
-    inner = pc.binary_slice(objects.cast(pa.binary()), len(opening), -len(closing))
+    inner = pc.binary_slice(objects.view(pa.binary()), len(opening), -len(closing))
     escaped = _rows_with_escapes(inner)
     if len(escaped):
         is_plain = pc.and_not(is_plain, _places(escaped, count).is_valid())
-    texts = inner.cast(pa.string())
+    texts = inner.view(pa.string())
     plain_count: int = pc.sum(is_plain).as_py()
     if plain_count == count:
         nothing = pa.nulls(count, pa.string())
@@ -521,7 +659,7 @@ def _unwrap_plain(objects: pa.StringArray) -> Mapping[str, pa.StringArray]:
 def _rows_with_escapes(texts: pa.BinaryArray) -> pa.Int64Array:
     """The rows with a quote, a backslash or a carriage return; all rows when these are many."""
     ends = memoryview(texts.buffers()[1]).cast("i")
-    content = texts.buffers()[2].to_pybytes() if texts.buffers()[2] else b""
+    content = _content(texts)
     rows: set[int] = set()
     for mark in (b'"', b"\\", b"\r"):
         place = content.find(mark)
@@ -628,19 +766,24 @@ class _Facts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Group:
-    """The lines of one form, and their row numbers."""
+    """The lines of one form, and their row numbers; where all have its usual shape, `is_usual`."""
 
     form: str
     rows: pa.Int64Array
     texts: pa.BinaryArray
+    is_usual: bool = False
+
+    def part(self, belongs: pa.BooleanArray, **changes: object) -> _Group:
+        """The lines for which `belongs` holds."""
+        part = replace(self, **changes)  # type: ignore[arg-type]  # names of fields only
+        if belongs.true_count == len(belongs):
+            return part
+        return replace(part, rows=self.rows.filter(belongs), texts=self.texts.filter(belongs))
 
 
 def _read_texts(texts: pa.BinaryArray, wrapped: _Wrapped | None, position: _Position) -> _Facts:
     count = len(texts)
-    groups = _by_form(texts, position.form)
-    if groups:
-        likely = max(groups, key=lambda group: len(group.rows)).form
-        position.form = likely if likely != "rfc3339" else "container"
+    groups = _by_form(texts, position)
     groups, slow_from = _slow_log(groups, position, count)
     facts = _gather(groups, _start_rows(groups, position, count), count)
     if wrapped is None:
@@ -658,33 +801,79 @@ def _read_texts(texts: pa.BinaryArray, wrapped: _Wrapped | None, position: _Posi
     )
 
 
-def _by_form(texts: pa.BinaryArray, likely: str) -> list[_Group]:
-    """The lines that have a form; the likely one is tried first, since most lines of a member are alike."""
+def _by_form(texts: pa.BinaryArray, position: _Position) -> list[_Group]:
+    """The lines that have a form; the likely ones are tried first, since most lines of a member are alike."""
+    forms = _FORMS_OF_SLOW if position.is_slow else tuple(_FORMS)
     groups: list[_Group] = []
-    rows = _count(len(texts))
-    for form in (likely, None, *(form for form in _FORMS if form != likely)):
-        if not len(texts):
+    rest = _Group(form="", rows=_count(len(texts)), texts=texts)
+    likely = position.likely_form or _guess_form(texts, forms)
+    rest = _split_off_usual(groups, rest, likely)
+    if len(rest.rows):
+        rest = rest.part(_may_start(rest.texts))
+        rest = _split_off_usual(groups, rest, _guess_form(rest.texts, forms))
+    for form in forms:
+        if not len(rest.rows):
             break
-        matches = _matches(texts, form)
-        found: int = pc.sum(matches).as_py()
-        if form is None:
-            if found < len(texts):
-                rows, texts = rows.filter(matches), texts.filter(matches)
-            continue
-        if found == len(texts):
-            groups.append(_Group(form=form, rows=rows, texts=texts))
-            break
-        if found:
-            groups.append(_Group(form=form, rows=rows.filter(matches), texts=texts.filter(matches)))
-            others = pc.invert(matches)
-            rows, texts = rows.filter(others), texts.filter(others)
+        rest = _split_off(groups, rest, _have_form(rest.texts, form), form)
+    if groups:
+        position.likely_form = max(groups, key=lambda group: len(group.rows)).form
     return groups
 
 
-def _matches(texts: pa.BinaryArray, form: str | None) -> pa.BooleanArray:
+def _guess_form(texts: pa.BinaryArray, forms: Sequence[str]) -> str:
+    """The form of one of the first lines; empty where none of them has one."""
+    heads = _slice(texts.slice(0, _GUESS_LINES), 0, _LEVEL_BYTES).to_pylist()
+    found = (form for head in heads for form in forms if _FORM_PATTERNS[form].match(head))
+    return next(found, "")
+
+
+def _split_off(
+    groups: list[_Group], rest: _Group, belongs: pa.BooleanArray, form: str, *, is_usual: bool = False
+) -> _Group:
+    """What is left of `rest` when the lines for which `belongs` holds are a group of their own."""
+    if not belongs.true_count:
+        return rest
+    groups.append(rest.part(belongs, form=form, is_usual=is_usual))
+    return rest.part(pc.invert(belongs))
+
+
+def _split_off_usual(groups: list[_Group], rest: _Group, form: str) -> _Group:
+    """What is left of `rest` when lines of a form's usual shape are a group of their own."""
+    if form not in _SHAPES:
+        return rest
+    return _split_off(groups, rest, _have_shape(rest.texts, _SHAPES[form]), form, is_usual=True)
+
+
+def _may_start(texts: pa.BinaryArray) -> pa.BooleanArray:
+    """False for lines that have no form, told by their first bytes."""
+    return pc.or_(
+        _begin_with_digit(texts), pc.or_(pc.starts_with(texts, _SLOW_TIME), pc.starts_with(texts, _SLOW_USER))
+    )
+
+
+def _begin_with_digit(texts: pa.BinaryArray) -> pa.BooleanArray:
+    return pc.and_(
+        pc.greater_equal(texts, pa.scalar(b"0", pa.binary())), pc.less(texts, pa.scalar(b":", pa.binary()))
+    )
+
+
+def _have_form(texts: pa.BinaryArray, form: str) -> pa.BooleanArray:
     if form == "slow_user":
         return pc.starts_with(texts, _SLOW_USER)
-    return pc.match_substring_regex(texts, _FORMS[form] if form else _ANY_FORM)
+    return pc.match_substring_regex(texts, _FORMS[form])
+
+
+def _have_shape(texts: pa.BinaryArray, shapes: Sequence[bytes], start: int = 0) -> pa.BooleanArray:
+    """Which lines have at `start` one of `shapes`, all of one length."""
+    heads = _slice(texts, start, start + len(shapes[0]))
+    zeroed = pa.py_buffer(_content(heads).translate(_SHAPE_OF_DIGITS))
+    heads = pa.Array.from_buffers(pa.binary(), len(heads), [*heads.buffers()[:2], zeroed])
+    found = pc.equal(heads, pa.scalar(shapes[0], pa.binary()))
+    for shape in shapes[1:]:
+        if found.true_count == len(heads):
+            break
+        found = pc.or_(found, pc.equal(heads, pa.scalar(shape, pa.binary())))
+    return found
 
 
 def _slow_log(groups: Sequence[_Group], position: _Position, count: int) -> tuple[list[_Group], int]:
@@ -698,9 +887,7 @@ def _slow_log(groups: Sequence[_Group], position: _Position, count: int) -> tupl
     for group in groups:
         if not group.form.startswith("slow") and group.form != "container":
             is_before = pc.less(group.rows, _int64(slow_from))
-            group = _Group(
-                form=group.form, rows=group.rows.filter(is_before), texts=group.texts.filter(is_before)
-            )
+            group = group.part(is_before)
         if len(group.rows):
             kept.append(group)
     return kept, slow_from
@@ -723,26 +910,38 @@ def _start_rows(groups: Sequence[_Group], position: _Position, count: int) -> li
 
 
 def _gather(groups: Sequence[_Group], start_rows: Sequence[pa.Int64Array], count: int) -> _Facts:
-    if not groups:
-        nothing = pa.nulls(count, pa.int64())
-        no_text = pa.nulls(count, pa.string())
-        is_start = pa.repeat(_FALSE, count)
-        return _Facts(is_start=is_start, micros=nothing, nanos=nothing, level=no_text, stream=no_text)
-    parts = [_read_form(group.form, group.texts) for group in groups]
-    if len(groups) == 1 and len(groups[0].rows) == count:
-        is_start = _places(start_rows[0], count).is_valid()
-        part = parts[0]
-        return _Facts(
-            is_start=is_start, micros=part.micros, nanos=part.nanos, level=part.level, stream=part.stream
-        )
-    places = _places(pa.concat_arrays([group.rows for group in groups]), count)
+    parts = [_read_form(group) for group in groups]
+    is_whole = len(groups) == 1 and len(groups[0].rows) == count
+    places = None if is_whole or not groups else _places(pa.concat_arrays([g.rows for g in groups]), count)
+
+    def gathered(column: str, kind: pa.DataType) -> pa.Array:
+        arrays = [getattr(part, column) for part in parts]
+        if all(array is None for array in arrays):
+            return pa.nulls(count, kind)
+        if places is None:
+            return arrays[0]
+        filled = [
+            pa.nulls(len(group.rows), kind) if array is None else array
+            for group, array in zip(groups, arrays, strict=True)
+        ]
+        return pa.concat_arrays(filled).take(places)
+
     return _Facts(
-        is_start=_places(pa.concat_arrays(start_rows), count).is_valid(),
-        micros=pa.concat_arrays([part.micros for part in parts]).take(places),
-        nanos=pa.concat_arrays([part.nanos for part in parts]).take(places),
-        level=pa.concat_arrays([part.level for part in parts]).take(places),
-        stream=pa.concat_arrays([part.stream for part in parts]).take(places),
+        is_start=_are_among(start_rows, count),
+        micros=gathered("micros", pa.int64()),
+        nanos=gathered("nanos", pa.int64()),
+        level=gathered("level", pa.string()),
+        stream=gathered("stream", pa.string()),
     )
+
+
+def _are_among(rows: Sequence[pa.Int64Array], count: int) -> pa.BooleanArray:
+    """Which of `count` rows are among the rows given."""
+    if not rows:
+        return pa.repeat(_FALSE, count)
+    if len(rows) == 1 and len(rows[0]) == count:
+        return pa.repeat(_TRUE, count)
+    return _places(pa.concat_arrays(list(rows)), count).is_valid()
 
 
 def _places(rows: pa.Int64Array, count: int) -> pa.Int64Array:
@@ -752,24 +951,24 @@ def _places(rows: pa.Int64Array, count: int) -> pa.Int64Array:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Stated:
-    """What the lines of one form state."""
+    """What the lines of one form state; None for what none of them does."""
 
-    micros: pa.Int64Array
-    nanos: pa.Int64Array
-    level: pa.StringArray
-    stream: pa.StringArray
+    micros: pa.Int64Array | None
+    nanos: pa.Int64Array | None = None
+    level: pa.StringArray | None = None
+    stream: pa.StringArray | None = None
 
 
-def _read_form(form: str, texts: pa.BinaryArray) -> _Stated:
+def _read_form(group: _Group) -> _Stated:
     """Time, level and stream of lines that all have the form."""
-    stream = level = pa.nulls(len(texts), pa.string())
-    match form:
+    texts = group.texts
+    stream = level = None
+    match group.form:
         case "error":
-            times = _times(_slice(texts, 0, 19).cast(pa.string()))
+            times = _times(_unpadded(_slice(texts, 0, 19)))
             level = _levels(_slice(texts, 19, 19 + _LEVEL_BYTES))
         case "fraction":
-            stamps = pc.extract_regex(texts, r"^(?P<stamp>[^ ]+ [^ ]+)")
-            times = _times(pc.struct_field(stamps, "stamp").cast(pa.string()), has_fraction=True)
+            times = _times(_fractional_stamps(group).view(pa.string()), has_fraction=True)
             level = _levels(_slice(texts, 19, 19 + _LEVEL_BYTES))
         case "plain":
             times = _times(_long_stamps(texts, 0, century=True))
@@ -779,21 +978,31 @@ def _read_form(form: str, texts: pa.BinaryArray) -> _Stated:
         case "slow_time":
             times = _times(_long_stamps(texts, 8, century=True))
         case "slow_time_rfc3339":
-            stamps = _slice(texts, 8, 64).cast(pa.string())
+            stamps = _slice(texts, 8, 64).view(pa.string())
             times = _times(pc.ascii_rtrim(stamps, characters=" "), has_zone=True, has_fraction=True)
+        case "container" if group.is_usual:
+            times = _times(_slice(texts, 0, 30).view(pa.string()), has_zone=True, has_fraction=True)
+            stream = _slice(texts, 31, 37).view(pa.string())
+            level = _levels(_after_stamp(texts, len(_SHAPES["container"][0])))
         case "container":
             words = pc.split_pattern(_slice(texts, 0, _CONTAINER_BYTES), b" ", max_splits=3)
-            times = _times(_word(words, 0).cast(pa.string()), has_zone=True, has_fraction=True)
-            stream = _word(words, 1).cast(pa.string())
-            level = _levels(_after_stamp(_word(words, 3)))
+            times = _times(_word(words, 0).view(pa.string()), has_zone=True, has_fraction=True)
+            stream = _word(words, 1).view(pa.string())
+            level = _levels(_after_stamp(_word(words, 3), 0))
         case "rfc3339":
-            words = pc.split_pattern(texts, b" ", max_splits=1)
-            times = _times(_word(words, 0).cast(pa.string()), has_zone=True, has_fraction=True)
+            words = pc.split_pattern(_slice(texts, 0, _CONTAINER_BYTES), b" ", max_splits=1)
+            times = _times(_word(words, 0).view(pa.string()), has_zone=True, has_fraction=True)
             level = _levels(_slice(_word(words, 1), 0, _LEVEL_BYTES))
         case _:
-            nothing = pa.nulls(len(texts), pa.int64())
-            times = _Times(micros=nothing, nanos=nothing)
-    return _Stated(micros=times.micros, nanos=times.nanos, level=level, stream=stream)
+            return _Stated(micros=None)
+    nanos = times.nanos if times.nanos.null_count < len(texts) else None
+    return _Stated(micros=times.micros, nanos=nanos, level=level, stream=stream)
+
+
+def _fractional_stamps(group: _Group) -> pa.BinaryArray:
+    if group.is_usual:
+        return _slice(group.texts, 0, 23)
+    return pc.struct_field(pc.extract_regex(group.texts, r"^(?P<stamp>[^ ]+ [^ ]+)"), "stamp")
 
 
 def _word(words: pa.ListArray, index: int) -> pa.BinaryArray:
@@ -808,15 +1017,24 @@ def _slice(texts: pa.BinaryArray, start: int, stop: int) -> pa.BinaryArray:
     return pc.binary_slice(texts, start, stop)
 
 
-def _after_stamp(texts: pa.BinaryArray) -> pa.BinaryArray:
-    """What follows the server's own time in lines that a container wrapped."""
-    for form, width in ((_INNER_LONG, 19), (_FORMS["plain"], 15)):
-        has_stamp = pc.fill_null(pc.match_substring_regex(texts, form), _FALSE)
-        found: int = pc.sum(has_stamp).as_py()
-        if found:
-            texts = pc.if_else(has_stamp, _slice(texts, width, width + _LEVEL_BYTES), texts)
-        if found == len(texts):
+def _after_stamp(texts: pa.BinaryArray, start: int) -> pa.BinaryArray:
+    """What follows the server's own time in lines that a container wrapped, whose own texts begin at `start`."""
+    _, width, shapes = _INNER_STAMPS[0]
+    if _have_shape(texts, shapes, start).true_count == len(texts):
+        return _slice(texts, start + width, min(start + width + _LEVEL_BYTES, _CONTAINER_BYTES))
+    texts = _slice(texts, start, _CONTAINER_BYTES)
+    may_have = pc.fill_null(_begin_with_digit(texts), _FALSE)
+    for form, width, shapes in _INNER_STAMPS:
+        if not may_have.true_count:
             break
+        has_stamp = pc.fill_null(_have_shape(texts, shapes), _FALSE)
+        is_odd = pc.and_not(may_have, has_stamp)
+        if is_odd.true_count:
+            found = pc.match_substring_regex(texts.filter(is_odd), form)
+            has_stamp = pc.replace_with_mask(has_stamp, is_odd, found)
+        if has_stamp.true_count:
+            texts = pc.if_else(has_stamp, _slice(texts, width, width + _LEVEL_BYTES), texts)
+        may_have = pc.and_not(may_have, has_stamp)
     return texts
 
 
@@ -825,15 +1043,40 @@ def _levels(texts: pa.BinaryArray) -> pa.StringArray:
 
     Only blanks, digits and points (thread, fraction of the second) may stand before them.
     """
-    texts = pc.ascii_ltrim(texts.cast(pa.string()), characters=" .0123456789").cast(pa.binary())
-    is_bracketed = pc.fill_null(pc.starts_with(texts, b"["), _FALSE)
-    if pc.all(is_bracketed).as_py():
-        return _words_before(_slice(texts, 0, _LEVEL_WORD_BYTES), b"]", _bracketed_level)
-    plain = _words_before(_slice(texts, 0, _LEVEL_WORD_BYTES), b":", _plain_level)
-    if not pc.any(is_bracketed).as_py():
+    texts = pc.ascii_ltrim(texts.view(pa.string()), characters=" .0123456789").view(pa.binary())
+    places = pa.nulls(len(texts), pa.int8())
+    first = texts[0].as_py() or b"" if len(texts) else b""
+    # Those of the log's own kind first.
+    usual_levels = sorted(_USUAL_LEVELS, key=lambda usual: (usual[:1] == b"[") != (first[:1] == b"["))
+    for place, usual in enumerate(usual_levels):
+        if places.null_count == 0:
+            break
+        is_usual = pc.starts_with(texts, usual)
+        if is_usual.true_count:
+            places = pc.if_else(is_usual, pa.scalar(place, pa.int8()), places)
+    levels = pa.array([_USUAL_LEVELS[usual] for usual in usual_levels], pa.string()).take(places)
+    if not levels.null_count:
+        return levels
+    # All that may be a level begins with a bracket or with a small letter.
+    is_odd = pc.and_(
+        pc.greater_equal(texts, pa.scalar(b"[", pa.binary())), pc.less(texts, pa.scalar(b"x", pa.binary()))
+    )
+    is_odd = pc.and_(pc.fill_null(is_odd, _FALSE), places.is_null())
+    if not is_odd.true_count:
+        return levels
+    return pc.replace_with_mask(
+        levels, is_odd, _odd_levels(_slice(texts.filter(is_odd), 0, _LEVEL_WORD_BYTES))
+    )
+
+
+def _odd_levels(texts: pa.BinaryArray) -> pa.StringArray:
+    is_bracketed = pc.starts_with(texts, b"[")
+    if is_bracketed.true_count == len(texts):
+        return _words_before(texts, b"]", _bracketed_level)
+    plain = _words_before(texts, b":", _plain_level)
+    if not is_bracketed.true_count:
         return plain
-    bracketed = _words_before(_slice(texts, 0, _LEVEL_WORD_BYTES), b"]", _bracketed_level)
-    return pc.if_else(is_bracketed, bracketed, plain)
+    return pc.if_else(is_bracketed, _words_before(texts, b"]", _bracketed_level), plain)
 
 
 def _words_before(
@@ -857,31 +1100,66 @@ def _plain_level(word: bytes | None) -> str | None:
 
 def _long_stamps(texts: pa.BinaryArray, start: int, *, century: bool) -> pa.StringArray:
     """`YYMMDD` or `YYYYMMDD` and a clock, at `start`, as `YYYY-MM-DD hh:mm:ss`."""
-    width = 2 if century else 4
-    year = _slice(texts, start, start + width)
-    if century:
-        year = pc.binary_join_element_wise(pa.scalar(b"20", pa.binary()), year, pa.scalar(b"", pa.binary()))
-    month = _slice(texts, start + width, start + width + 2)
-    rest = _slice(texts, start + width + 2, start + width + 13)
-    return pc.binary_join_element_wise(year, month, rest, pa.scalar(b"-", pa.binary())).cast(pa.string())
+    width = 15 if century else 17
+    packed = _slice(texts, start, start + width).buffers()[2].to_pybytes()
+    stamps = bytearray(b"2000-00-00 00:00:00" * len(texts))
+    # All are of one width, so that a digit's place in all of them is written at once.
+    sources = [place for place in range(width) if place not in (width - 9, width - 6, width - 3)]
+    for source, target in zip(sources, _DIGIT_PLACES[-len(sources) :], strict=True):
+        stamps[target::_STAMP_BYTES] = packed[source::width]
+    return _unpadded_stamps(stamps)
+
+
+def _unpadded(stamps: pa.BinaryArray) -> pa.StringArray:
+    """Stamps of the form `YYYY-MM-DD hh:mm:ss` with a 0 where the hour has a blank."""
+    return _unpadded_stamps(bytearray(stamps.buffers()[2]))
+
+
+def _unpadded_stamps(stamps: bytearray) -> pa.StringArray:
+    hours = stamps[_HOUR_PLACE::_STAMP_BYTES]
+    if b" " in hours:
+        stamps[_HOUR_PLACE::_STAMP_BYTES] = hours.replace(b" ", b"0")
+    count = len(stamps) // _STAMP_BYTES
+    whole = pa.Array.from_buffers(pa.binary(_STAMP_BYTES), count, [None, pa.py_buffer(stamps)])
+    return whole.cast(pa.binary()).view(pa.string())
 
 
 def _times(stamps: pa.StringArray, *, has_zone: bool = False, has_fraction: bool = False) -> _Times:
     """The moments that `stamps` name, in UTC where they name no zone; null for impossible ones."""
     unit = pa.timestamp("ns" if has_fraction else "s", "UTC" if has_zone else None)
-    try:
-        ticks = stamps.cast(unit).cast(pa.int64())
-    except pa.ArrowInvalid:
-        return _times_each(stamps)
-    earliest = pc.min(ticks).as_py()
-    if earliest is not None and earliest < 0:
-        # Division cuts towards zero, and Arrow knows a year 0.
-        return _times_each(stamps)
+    ticks = _ticks(stamps, unit)
+    if ticks is None:
+        return _times_apart(stamps, has_zone=has_zone, has_fraction=has_fraction)
     if not has_fraction:
         return _Times(micros=pc.multiply(ticks, _int64(1_000_000)), nanos=pa.nulls(len(stamps), pa.int64()))
     micros = pc.divide(ticks, _int64(1000))
     nanos = pc.subtract(ticks, pc.multiply(micros, _int64(1000)))
     return _Times(micros=micros, nanos=pc.if_else(pc.equal(nanos, _int64(0)), _NO_INT, nanos))
+
+
+def _ticks(stamps: pa.StringArray, unit: pa.DataType) -> pa.Int64Array | None:
+    """The stamps as numbers of `unit` since 1970; None where some are none, or may not be told so."""
+    try:
+        ticks = stamps.cast(unit).cast(pa.int64())
+    except pa.ArrowInvalid:
+        return None
+    earliest = pc.min(ticks).as_py()
+    # Division cuts towards zero, and Arrow knows a year 0.
+    return ticks if earliest is None or earliest >= 0 else None
+
+
+def _times_apart(stamps: pa.StringArray, *, has_zone: bool, has_fraction: bool) -> _Times:
+    """The moments of stamps of which some are odd: the few around these one by one."""
+    if len(stamps) <= _FEW_STAMPS:
+        return _times_each(stamps)
+    parts = [
+        _times(stamps.slice(start, _FEW_STAMPS), has_zone=has_zone, has_fraction=has_fraction)
+        for start in range(0, len(stamps), _FEW_STAMPS)
+    ]
+    return _Times(
+        micros=pa.concat_arrays([part.micros for part in parts]),
+        nanos=pa.concat_arrays([part.nanos for part in parts]),
+    )
 
 
 def _times_each(stamps: pa.StringArray) -> _Times:
@@ -911,8 +1189,13 @@ def _read_stamp(stamp: str) -> tuple[int | None, int]:
 
 
 def _count(length: int) -> pa.Int64Array:
-    """The numbers from 0 up to, not including, `length`."""
-    return pc.cumulative_sum(pa.repeat(_int64(1), length), start=_int64(-1))
+    """The numbers from 0 up to, not including, `length`, which is no more than the rows of a batch."""
+    return _batch_count().slice(0, length)
+
+
+@cache
+def _batch_count() -> pa.Int64Array:
+    return pc.cumulative_sum(pa.repeat(_int64(1), _BATCH_ROWS), start=_int64(-1))
 
 
 def _int64(value: int) -> pa.Int64Scalar:
