@@ -26,7 +26,7 @@ LOCKED := import sys; sys.exit((sys.implementation.name, sys.platform, sys.versi
 .PHONY: help setup demo check lint types imports test format lock clean bench bench-memory bench-pacing laws laws-mutations
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.installed ## extract a made-up account from the built-in sandbox: no key, no network
 	@$(BIN)/skysql-extract demo

@@ -35,7 +35,7 @@ from extractor.errors import (
     StatusError,
 )
 from extractor.events import Observer, PageStored, RequestFailed, RequestRetried, RequestSucceeded, Throttled
-from extractor.fetch import Fetcher, Request, Response
+from extractor.fetch import Fetcher, Request, Response, parse_date
 from extractor.lane import Budget, Lane, Page, parent_values
 from extractor.ledger import Ledger, OpenChain
 from extractor.limit import Limiter, parse_retry_after
@@ -202,9 +202,14 @@ class AccountRun:
             await self._attempt(table, request, sent_at)
         finally:
             self._on_wire -= 1
-            if not self._on_wire:  # no lane may wait for more
-                for other in self.tables.values():
-                    other.lane.hurry()
+            if not self.frontier.has_ready:
+                self.hurry()
+
+    def hurry(self) -> None:
+        """Let no lane wait for more pages if none is on the wire."""
+        if not self._on_wire:
+            for table in self.tables.values():
+                table.lane.hurry()
 
     async def _attempt(self, table: TableRun, request: PageRequest, sent_at: float) -> None:
         attempts = self._attempts.setdefault(request.identity, _Attempts(self._clock.monotonic()))
@@ -219,6 +224,7 @@ class AccountRun:
         except RequestError as failure:
             if isinstance(failure, StatusError):
                 self._is_reached = True
+                self._note_time(parse_date(failure.headers.get("date", "")))
                 self._report_to_limiter(failure, sent_at)
             if self._is_unwanted(table, request, turns):
                 self.frontier.finish()
@@ -245,8 +251,7 @@ class AccountRun:
         self._is_reached = True
         self._known_good = self._known_good or request
         self.figures.succeeded += 1
-        if self.server_offset is None and (date := response.server_date) is not None:
-            self.server_offset = date - self._clock.now()
+        self._note_time(response.server_date)
         self._observer(
             RequestSucceeded(
                 table=request.table,
@@ -256,6 +261,11 @@ class AccountRun:
                 elapsed_seconds=response.elapsed_seconds,
             )
         )
+
+    def _note_time(self, date: datetime | None) -> None:
+        """The first answer that says so, be it a refusal, tells how far the server's clock is from ours."""
+        if self.server_offset is None and date is not None:
+            self.server_offset = date - self._clock.now()
 
     def _accept(self, table: TableRun, request: PageRequest, response: Response) -> None:
         """Open the answer, and keep it for its turn in the chain."""
@@ -296,7 +306,9 @@ class AccountRun:
             following = chain.chain.advance(request, facts)
         except PagingError as failure:
             refusal = f"{request.label}: {failure.message}"
-        is_torn = chain.chain.is_doubtful and turns.was_ahead
+        is_torn = (chain.chain.has_shifted and turns.was_ahead) or (
+            chain.chain.lacks_total and turns.is_turn_early
+        )
         if (refusal or is_torn) and page.response is not None:
             page.response.discard()
         if is_torn:
@@ -312,8 +324,8 @@ class AccountRun:
         # It is not needed any more, and must not count for the same page of a chain that is read again.
         if page.response is None:
             self._attempts.pop(request.identity, None)
-        if following is not None and chain.chain.is_doubtful and turns.ahead:
-            # Asked for when all before it were there, this page misses nothing; those ahead may.
+        if following is not None and chain.chain.lacks_total and turns.ahead:
+            # Asked for at its turn, this page joins those before it; whether those ahead do, nobody can see.
             self._go_in_turn(table, chain, following)
             return None
         return following

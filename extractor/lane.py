@@ -111,9 +111,13 @@ class Budget:
                 return
             await max(idle, key=lambda lane: lane.sink.buffered_bytes).flush()
 
+    @property
+    def is_full(self) -> bool:
+        return self.bodies + self.rows >= self.size_bytes
+
     async def admit(self) -> None:
         """Return once another page may be asked for."""
-        while self.bodies + self.rows >= self.size_bytes:
+        while self.is_full:
             await self._freed.wait()
 
     def take_body(self, size_bytes: int) -> None:

@@ -290,6 +290,9 @@ class Limiter:
                 if not self._is_burst_to_blame:
                     self._refusals[-1].at = now
                     self._cut()
+            elif retry_after is not None:
+                # It took longer than the pause to come back, and names another: that is obeyed, no more.
+                self._resume_at = now + self._pause_seconds(retry_after)
         elif self._refusals and self._answered == self._refusals[-1].answered:
             # Nothing was answered since the last refusal: the pause was too short; the rate may be right.
             self._barren += 1

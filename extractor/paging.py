@@ -10,7 +10,6 @@ back into order: see `docs/decisions/0006-prefetch.md`.
 from __future__ import annotations
 
 import re
-import zlib
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Generic, Literal, TypeVar
@@ -34,6 +33,7 @@ A = TypeVar("A")
 
 # So many equal pages in a row are a loop, not a coincidence.
 _REPEATS = 8
+_PIECES, _PIECE_BYTES = 16, 48
 
 _PARAMETER = r";\s*([^,;=\"]+)(?:=\s*(\"[^\"]*\"|[^,;]*))?"
 _LINK = re.compile(rf"<([^<>]*)>\s*((?:{_PARAMETER}\s*)*)")
@@ -54,8 +54,13 @@ class PageFacts:
 
 
 def fingerprint(body: bytes | memoryview) -> bytes:
-    """A short checksum of a body, for telling a page that comes again and again: no more depends on it."""
-    return f"{len(body)}:{zlib.crc32(body)}".encode()
+    """What tells a page that comes again and again: its length, and pieces from all over it.
+
+    A checksum would let go of the interpreter's lock, and wait for it among the threads that decode.
+    """
+    step = max(len(body) // _PIECES, _PIECE_BYTES)
+    pieces = [body[offset : offset + _PIECE_BYTES] for offset in range(0, len(body), step)]
+    return b"".join((b"%d:" % len(body), *pieces, body[-_PIECE_BYTES:]))
 
 
 def pointers_of(endpoint: Endpoint) -> tuple[str, ...]:
@@ -108,7 +113,7 @@ class Chain:
 
     @property
     def is_doubtful(self) -> bool:
-        """True if the last page may not join those before it: of pages read side by side, rows may be missing."""
+        """True if the last page may not join those before it."""
         return self.has_shifted or self.lacks_total
 
     def advance(self, request: PageRequest, page: PageFacts) -> PageRequest | None:
@@ -300,12 +305,14 @@ class Turns(Generic[A]):
     request, so that a wrong guess costs a request and never changes what is read. After one there are no more.
     """
 
-    __slots__ = ("_ahead", "has_missed", "turn", "was_ahead")
+    __slots__ = ("_ahead", "has_missed", "is_turn_early", "turn", "was_ahead")
 
     def __init__(self, first: PageRequest) -> None:
         self.turn: PageRequest | None = first
         self.has_missed = False
         self.was_ahead = False
+        """True once a page was asked for before its turn."""
+        self.is_turn_early = False
         """True if the page whose turn it is was asked for before its turn."""
         self._ahead: dict[Hashable, _Ahead[A]] = {}
 
@@ -328,6 +335,7 @@ class Turns(Generic[A]):
 
     def ask(self, request: PageRequest) -> None:
         """The page after `furthest` is asked for."""
+        self.was_ahead = True
         self._ahead[request.identity] = _Ahead(request)
 
     def hold(self, request: PageRequest, answer: A) -> None:
@@ -342,7 +350,7 @@ class Turns(Generic[A]):
         """Make it the turn of `following`, which the chain asks for; None: the chain is over."""
         self.turn = following
         found = self._ahead.pop(following.identity, None) if following is not None else None
-        self.was_ahead = found is not None and not found.is_lost
+        self.is_turn_early = found is not None and not found.is_lost
         if found is not None:
             return Step(early=found.answer, is_new=found.is_lost)
         dropped = tuple(self._ahead.values())

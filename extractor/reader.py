@@ -62,6 +62,7 @@ __all__ = (
 )
 
 _GRACE_SECONDS = 5.0
+_SOON_SECONDS = 0.005
 _START_RATE = 2.0
 """Requests per second with which an unknown server is first met, where the user chose no ceiling."""
 
@@ -414,23 +415,36 @@ async def read_all(
         watch.cancel_scope.cancel()
 
 
-class _FreshSlots:
-    """The limiter's slots, none of which is given while there is no token to use it with.
+class _Gate:
+    """What a request passes before it is sent: memory, a token, the limiter.
 
-    Requests that waited for a token after their grant would go out together, faster than the limiter allows.
+    No slot is given while there is no token to use it with: requests that waited for one after their grant would go
+    out together, faster than the limiter allows. Where a request has to wait, lanes do not wait for its page.
     """
 
-    def __init__(self, limiter: Limiter, tokens: TokenSource) -> None:
-        self._limiter = limiter
-        self._tokens = tokens
+    def __init__(self, run: AccountRun, budget: Budget, clock: Clock) -> None:
+        self._run = run
+        self._limiter = run.limiter
+        self._tokens = run.tokens
+        self._budget = budget
+        self._clock = clock
+
+    async def admit(self) -> None:
+        if self._budget.is_full:
+            self._run.hurry()
+        await self._budget.admit()
 
     async def acquire(self) -> float:
         while True:
-            # Who cannot get a token finds out again with its request.
-            with suppress(RequestError, AuthError):
-                await self._tokens.get()
+            if self._tokens is not None:
+                # Who cannot get a token finds out again with its request.
+                with suppress(RequestError, AuthError):
+                    await self._tokens.get()
+            now = self._clock.monotonic()
+            if self._limiter.ready_at(now) > now + _SOON_SECONDS:
+                self._run.hurry()
             granted = await self._limiter.acquire()
-            if self._tokens.is_fresh or self._tokens.has_failed:
+            if self._tokens is None or self._tokens.is_fresh or self._tokens.has_failed:
                 return granted
             self._limiter.release()
 
@@ -441,8 +455,8 @@ class _FreshSlots:
 async def _drain(reader: Reader, budget: Budget, clock: Clock, *, is_alone: bool) -> None:
     run = reader.run
     try:
-        slots = _FreshSlots(run.limiter, run.tokens) if run.tokens is not None else run.limiter
-        await drain(run.frontier, slots=slots, clock=clock, attempt=run.attempt, admit=budget.admit)
+        gate = _Gate(run, budget, clock)
+        await drain(run.frontier, slots=gate, clock=clock, attempt=run.attempt, admit=gate.admit)
     except* AuthError as group:
         # Of several accounts the others go on.
         if is_alone:

@@ -73,6 +73,11 @@ class Frontier(Generic[R]):
         self.changed = anyio.Event()
 
     @property
+    def has_ready(self) -> bool:
+        """True while a request waits for nothing but its turn."""
+        return self._ready_count > 0
+
+    @property
     def is_drained(self) -> bool:
         return not self._ready_count and not self._waiting and not self.in_flight
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
+from hashlib import blake2b
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -16,7 +17,6 @@ import pyarrow.parquet as pq
 from extractor.batch import NULL_PARTITION, Stamp
 from extractor.commit import TableRef, TableState, Update
 from extractor.config import Checks, parse_duration
-from extractor.digest import ContentDigest
 from extractor.endpoint import Endpoint
 from extractor.ledger import Ledger, Outcome
 from extractor.plan import Span
@@ -282,15 +282,20 @@ def _changed_windows(store: Store, reading: Reading, staged: Sequence[Staged]) -
 
 
 def _digest(store: Store, paths: Sequence[str]) -> str:
-    digest = ContentDigest()
+    """An order-free digest of the values of files that have equal columns.
+
+    Equal values of one type print alike: no normal form is needed, which takes ten times longer.
+    """
+    total = 0
     for path in paths:
         with store.open_input(path) as stream:
             file = pq.ParquetFile(pa.PythonFile(stream, mode="r"))
             names = [name for name in file.schema_arrow.names if name not in META_COLUMNS]
             for batch in file.iter_batches(batch_size=4096, columns=names, use_threads=False):
                 for row in batch.to_pylist():
-                    digest.add(plain_row(row))
-    return digest.hexdigest()
+                    text = repr(plain_row(row)).encode("utf-8", "surrogatepass")
+                    total += int.from_bytes(blake2b(text, digest_size=16).digest())
+    return f"{total % 2**128:032x}"
 
 
 # --- state --------------------------------------------------------------------------------------------------

@@ -70,6 +70,8 @@ _CLASSES = {
 }
 _DIGITS = b"".join(_CLASSES.get(byte, b" ") for byte in range(256))
 _DIGIT = pa.scalar(ord("9"), pa.uint8())
+_POINT, _POINT_TO_NINE = pa.scalar(ord("."), pa.uint8()), pa.scalar(ord("9") - ord(".") + 1, pa.uint8())
+_TINIEST = 1e-99
 _LONG, _TINY = b"9" * (_DOUBLE_DIGITS + 1), b"e-999"
 _TINY_NUMBER = r"[\[,:\s]-?[0-9.]+[eE]-[0-9]{3}"
 _NUMBER = re.compile(rb"[0-9.]+(?:[eE][-+]?[0-9]+)?")
@@ -247,8 +249,9 @@ def decode_rows(pages: Sequence[bytes | memoryview], schema: TableSchema, *, dep
         BodyTooLarge: a value is nested deeper than `depth`.
         DriftRefused: an unknown key or a value that does not fit, where the policy is "fail".
     """
-    reading = _reading(schema)
-    fast = _decode_fast(pages, schema, reading) if reading is not None else None
+    fast = _decode_fast(pages, schema)
+    if fast is None and (learnt := _learn_keys_in(pages, schema)) is not schema:
+        fast = _decode_fast(pages, learnt)
     if fast is not None:
         return fast
     whole = [bytes(page) for page in pages]
@@ -288,10 +291,11 @@ def _reading(schema: TableSchema) -> _Reading | None:
     )
 
 
-def _decode_fast(
-    pages: Sequence[bytes | memoryview], schema: TableSchema, reading: _Reading
-) -> Decoded | None:
+def _decode_fast(pages: Sequence[bytes | memoryview], schema: TableSchema) -> Decoded | None:
     """The batch by pyarrow's reader, or None where the exact path must look."""
+    reading = _reading(schema)
+    if reading is None:
+        return None
     pieces: list[bytes | memoryview] = []
     for page in pages:
         pieces += (b'{"data":', page, b"}\n")
@@ -462,18 +466,31 @@ def _holds_more_digits(text: bytes, read: pa.Array) -> bool:
     Doubles print with the fewest digits that tell them apart: where the long numbers of the text are together as
     long as what was read prints, each of them is exact.
     """
-    digits = text.translate(_DIGITS)
-    if _TINY in digits and _matches(text, _TINY_NUMBER):
+    if _holds_tiny(read) and _matches(text, _TINY_NUMBER):
         return True
-    if _LONG not in digits:
-        return False
-    return _runs(digits).true_count != _printed_excess(read) and _is_inexact(text, digits)
+    # The kernels let other threads run; what is only done with the interpreter's lock comes last.
+    characters = pa.Array.from_buffers(pa.uint8(), len(text), [None, pa.py_buffer(text)])
+    is_digit = pc.less(pc.subtract(characters, _POINT), _POINT_TO_NINE)
+    return _runs(is_digit).true_count != _printed_excess(read) and _is_inexact(text, text.translate(_DIGITS))
 
 
-def _runs(digits: bytes) -> pa.Array:
+def _holds_tiny(column: pa.Array) -> bool:
+    """True where a number may have been smaller than a double's least, and was read as nothing."""
+    match column.type.id:
+        case pa.lib.Type_LIST:
+            return _holds_tiny(column.values)
+        case pa.lib.Type_STRUCT:
+            return any(_holds_tiny(column.field(index)) for index in range(column.type.num_fields))
+        case pa.lib.Type_DOUBLE:
+            least = pc.min(pc.abs(column)).as_py()
+            return least is not None and least < _TINIEST
+        case _:
+            return False
+
+
+def _runs(is_digit: pa.Array) -> pa.Array:
     """True where more digits follow each other from there on than a double has."""
-    classes = pa.Array.from_buffers(pa.uint8(), len(digits), [None, pa.py_buffer(digits)])
-    is_long = pc.equal(classes, _DIGIT)
+    is_long = is_digit
     for step in (1, 2, 4, 8, 2):
         is_long = pc.and_(is_long[:-step], is_long[step:])
     return is_long
@@ -481,7 +498,8 @@ def _runs(digits: bytes) -> pa.Array:
 
 def _is_inexact(text: bytes, digits: bytes) -> bool:
     """True if the text has a long number that is not read as what it says."""
-    is_long = _runs(digits)
+    classes = pa.Array.from_buffers(pa.uint8(), len(digits), [None, pa.py_buffer(digits)])
+    is_long = _runs(pc.equal(classes, _DIGIT))
     # JSON begins with no digit. Digits inside of texts, as in identifiers, stand after none of these.
     for before in pc.indices_nonzero(pc.and_not(is_long[1:], is_long[:-1])).to_pylist():
         if digits[before] in b":-" and (digits[before] in b":" or digits[before - 1] in b":"):
@@ -697,6 +715,35 @@ def _rereading(schema: TableSchema) -> _Reading | None:
     )
 
 
+@functools.lru_cache(maxsize=1024)
+def _map_decoder(sources: tuple[str, ...]) -> msgspec.json.Decoder[list[msgspec.Struct]]:
+    """Reads rows of which only open maps matter, and of these only the keys."""
+    names = [f"map{number}" for number in range(len(sources))]
+    row = msgspec.defstruct(
+        "Row",
+        [(name, dict[str, msgspec.Raw] | None, None) for name in names],
+        rename=dict(zip(names, sources, strict=True)),
+    )
+    return msgspec.json.Decoder(list[row])  # type: ignore[valid-type]  # a type made for these keys
+
+
+def _learn_keys_in(pages: Sequence[bytes | memoryview], schema: TableSchema) -> TableSchema:
+    """The schema with the keys that open maps have in these pages; the schema itself where nothing is new."""
+    maps = [field for field in schema.live if isinstance(field.type, MapType)]
+    if not maps or not schema.is_pinned or schema.drops or schema.hashes:
+        return schema
+    decoder = _map_decoder(tuple(field.source for field in maps))
+    found: list[dict[str, object]] = []
+    try:
+        for page in pages:
+            for row in decoder.decode(page):
+                values = msgspec.structs.astuple(row)
+                found.append({field.source: value for field, value in zip(maps, values, strict=True)})
+    except (msgspec.DecodeError, RecursionError):
+        return schema
+    return _learn_keys_of(found, schema)
+
+
 def _learn_keys_of(rows: Sequence[dict[str, object]], schema: TableSchema) -> TableSchema:
     """The schema with the keys that open maps have in these rows; a map with too many is not to be read."""
     learnt = dict(schema.map_keys)
@@ -708,7 +755,7 @@ def _learn_keys_of(rows: Sequence[dict[str, object]], schema: TableSchema) -> Ta
                 if isinstance(value, dict):
                     keys.update(value)
             if len(keys) <= _MAP_KEYS:
-                learnt[field.name] = tuple(keys)
+                learnt[field.name] = tuple(sorted(keys))  # in one order, however the pages came
             else:
                 learnt.pop(field.name, None)
     return schema if learnt == schema.map_keys else replace(schema, map_keys=learnt)
@@ -723,7 +770,7 @@ def _learn_map_keys(columns: Mapping[str, pa.Array], schema: TableSchema) -> Tab
                 [*learnt.get(field.name, ()), *pc.unique(columns[field.name].keys).to_pylist()]
             )
             if len(keys) <= _MAP_KEYS:
-                learnt[field.name] = tuple(keys)
+                learnt[field.name] = tuple(sorted(keys))
     return schema if learnt == schema.map_keys else replace(schema, map_keys=learnt)
 
 

@@ -2,7 +2,7 @@
 
 An archive is a ZIP, a gzip (of a tar or of one text) or plain text, told by its first bytes. Lines are split,
 unwrapped and read with Arrow kernels, one chunk at a time; what the kernels refuse goes an exact way. The next
-chunks are unfolded and split meanwhile, in a second thread.
+chunk is unfolded and split meanwhile, in a second thread.
 
 What starts an entry: a line that states a time of its own (container, error, audit, MaxScale); in a slow log
 the first of the lines `# Time:` and `# User@Host:`. From the first of these on a member is a slow log to its
@@ -21,7 +21,6 @@ import tarfile
 import zipfile
 import zlib
 from bisect import bisect_right
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -54,7 +53,7 @@ LOG_SCHEMA = pa.schema(
 """Columns of a line. `entry` is the number of the line that started the entry, counted within the member."""
 
 _CHUNK_BYTES_MAX = 8 << 20
-_CHUNKS_AHEAD = 2
+_PIECE_BYTES = 1 << 18
 _LINE_BYTES_MAX = 16 << 20
 # More than any chunk: only a directory of members can ask for so much at once.
 _READ_BYTES_MAX = 2 * _CHUNK_BYTES_MAX
@@ -148,7 +147,7 @@ _TRUE = pa.scalar(True)
 
 
 def read_log_archive(
-    source: BinaryIO, *, ratio_max: float, member_bytes_max: int, chunk_bytes: int = 2 << 20
+    source: BinaryIO, *, ratio_max: float, member_bytes_max: int, chunk_bytes: int = 3 << 20
 ) -> Iterator[pa.RecordBatch]:
     """Every line of every member as exactly one row of `LOG_SCHEMA`, in order, one chunk in memory at a time.
 
@@ -378,7 +377,7 @@ def _read_member(member: _Member, budget: _Budget, chunk_bytes: int) -> Iterator
     position = _Position(member=member.name)
     # Each row repeats the name.
     batch_rows = min(_BATCH_ROWS, _NAMES_BYTES // max(len(member.name.encode()), 1))
-    for chunk in _some_ahead(_chunks(member, budget, chunk_bytes), chunk_bytes):
+    for chunk in _one_ahead(_chunks(member, budget, chunk_bytes), chunk_bytes):
         for start in range(0, len(chunk.lines), batch_rows):
             yield _read_lines(chunk.slice(start, batch_rows), position)
 
@@ -395,20 +394,20 @@ class _Chunk:
         return replace(self, lines=self.lines.slice(start, count))
 
 
-def _some_ahead(chunks: Iterator[_Chunk], chunk_bytes: int) -> Iterator[_Chunk]:
-    """The chunks of lines; when they are large, the next ones are made in a second thread while one is in use."""
+def _one_ahead(chunks: Iterator[_Chunk], chunk_bytes: int) -> Iterator[_Chunk]:
+    """The chunks of lines; when they are large, the next one is made in a second thread while one is in use."""
     chunk = next(chunks, None)
-    if chunk is None or chunk.lines.nbytes < chunk_bytes // 2:
-        if chunk is not None:
-            yield chunk
+    if chunk is None:
+        return
+    if chunk.lines.nbytes < chunk_bytes // 4:
+        yield chunk
         yield from chunks
         return
     with ThreadPoolExecutor(1) as pool:
-        coming = deque(pool.submit(next, chunks, None) for _ in range(_CHUNKS_AHEAD))
         while chunk is not None:
+            coming = pool.submit(next, chunks, None)
             yield chunk
-            chunk = coming.popleft().result()
-            coming.append(pool.submit(next, chunks, None))
+            chunk = coming.result()
 
 
 def _chunks(member: _Member, budget: _Budget, chunk_bytes: int) -> Iterator[_Chunk]:
@@ -422,24 +421,27 @@ def _chunks(member: _Member, budget: _Budget, chunk_bytes: int) -> Iterator[_Chu
 
 
 def _whole_lines(member: _Member, budget: _Budget, chunk_bytes: int) -> Iterator[bytes]:
-    """The member in pieces that end where a line ends."""
-    carry: list[bytes] = []
-    carried = total = 0
-    while piece := member.read(chunk_bytes):
+    """The member in texts of at least `chunk_bytes` that end where a line ends."""
+    held: list[bytes] = []
+    held_bytes = open_bytes = total = 0
+    while piece := member.read(min(chunk_bytes, _PIECE_BYTES)):
         total += len(piece)
         budget.take(member, piece, total)
         end = piece.rfind(b"\n") + 1
-        if carried + (piece.find(b"\n") if end else len(piece)) > _LINE_BYTES_MAX:
+        if open_bytes + (piece.find(b"\n") if end else len(piece)) > _LINE_BYTES_MAX:
             raise BodyTooLarge(
                 f"member {_excerpt(member.name)} has a line longer than {_LINE_BYTES_MAX} bytes"
             )
-        if end:
-            yield b"".join((*carry, memoryview(piece)[:end]))
-            carry, carried = [], 0
-        carry.append(piece[end:])
-        carried += len(piece) - end
-    if carried:
-        yield b"".join(carry)
+        open_bytes = len(piece) - end + (0 if end else open_bytes)
+        held.append(piece)
+        held_bytes += len(piece)
+        if end and held_bytes - open_bytes >= chunk_bytes:
+            held[-1] = piece[:end]
+            text = b"".join(held)
+            held, held_bytes = [piece[end:]], open_bytes
+            yield text
+    if held_bytes:
+        yield b"".join(held)
 
 
 def _split_lines(text: bytes) -> _Chunk:
@@ -1045,16 +1047,15 @@ def _levels(texts: pa.BinaryArray) -> pa.StringArray:
     """
     texts = pc.ascii_ltrim(texts.view(pa.string()), characters=" .0123456789").view(pa.binary())
     places = pa.nulls(len(texts), pa.int8())
-    first = texts[0].as_py() or b"" if len(texts) else b""
-    # Those of the log's own kind first.
-    usual_levels = sorted(_USUAL_LEVELS, key=lambda usual: (usual[:1] == b"[") != (first[:1] == b"["))
+    first = texts[0].as_py() or b""
+    usual_levels, words = _usual_levels(first[:1])
     for place, usual in enumerate(usual_levels):
         if places.null_count == 0:
             break
         is_usual = pc.starts_with(texts, usual)
         if is_usual.true_count:
             places = pc.if_else(is_usual, pa.scalar(place, pa.int8()), places)
-    levels = pa.array([_USUAL_LEVELS[usual] for usual in usual_levels], pa.string()).take(places)
+    levels = words.take(places)
     if not levels.null_count:
         return levels
     # All that may be a level begins with a bracket or with a small letter.
@@ -1067,6 +1068,13 @@ def _levels(texts: pa.BinaryArray) -> pa.StringArray:
     return pc.replace_with_mask(
         levels, is_odd, _odd_levels(_slice(texts.filter(is_odd), 0, _LEVEL_WORD_BYTES))
     )
+
+
+@cache
+def _usual_levels(first: bytes) -> tuple[Sequence[bytes], pa.StringArray]:
+    """The usual levels as they are written, those that begin as the log's own do before others, and as words."""
+    usual_levels = sorted(_USUAL_LEVELS, key=lambda usual: (usual[:1] == b"[") != (first == b"["))
+    return usual_levels, pa.array([_USUAL_LEVELS[usual] for usual in usual_levels], pa.string())
 
 
 def _odd_levels(texts: pa.BinaryArray) -> pa.StringArray:

@@ -434,7 +434,7 @@ def chain_told(found: Read) -> tuple[object, ...]:
     return state.proof, state.pages, state.rows, state.total, state.notes, chain.failure, chain.undecoded
 
 
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=60)
 @given(
     worlds(totals=5, is_faulty=False),
     st.integers(1, 20),
@@ -502,9 +502,9 @@ class Growing:
 @given(
     st.sampled_from([PAGES, TOTAL, OFFSET]),
     st.integers(0, 30),
-    st.dictionaries(st.integers(1, 25), st.integers(0, 40), max_size=4),
+    st.dictionaries(st.integers(4, 20), st.integers(0, 12), max_size=3),
     st.lists(st.integers(0, 9), min_size=1, max_size=7),
-    st.frozensets(st.integers(1, 9), max_size=4),
+    st.frozensets(st.integers(1, 5), max_size=3),
     st.integers(1, 20),
     st.sampled_from([800, 64 << 20]),
     st.booleans(),
@@ -535,13 +535,16 @@ def test_every_row_that_stood_all_the_time_is_read_or_the_chain_is_not_complete(
         assert found.ids() == list(range(rows))
 
 
-def moving(at: int, rows: int = 12, by: int = 1) -> Server:
-    """Twelve rows, and one more in front of them from page `at` on, and whenever a page is read again."""
+def moving(at: int, *, is_gone: bool = False) -> Server:
+    """Twelve rows, and one more in front of them from page `at` on, and whenever a page is read again.
+
+    Or there until page `at`, and gone from then on.
+    """
 
     def server(_path: str, query: Mapping[str, str], attempt: int) -> Answer:
         number = int(query["page"])
         has_moved = number >= at or attempt > 1
-        stands = [f"new{n}" for n in range(by if has_moved else 0)] + [f"r{n}" for n in range(rows)]
+        stands = [*(["another"] if has_moved != is_gone else []), *(f"r{n}" for n in range(12))]
         found = [{"id": id_} for id_ in stands[3 * (number - 1) : 3 * number]]
         return Answer(rows=found, facts={"total": len(stands)}, seconds=1.0)
 
@@ -552,13 +555,13 @@ def pages_asked(found: Read) -> dict[str, int]:
     return dict(Counter(dict(query)["page"] for _, query in found.network.asked))
 
 
-@pytest.mark.parametrize("at", [3, 4])
-def test_a_chain_whose_rows_moved_to_a_page_that_was_read_before_is_read_again_in_turn(at: int) -> None:
+@pytest.mark.parametrize("at", [2, 3, 4])
+def test_a_chain_whose_rows_moved_while_pages_were_ahead_is_read_again_in_turn(at: int) -> None:
     """Page four is the last of the chain as it was, and would have ended it."""
     found = read(moving(at), endpoint_of(TOTAL, key=("id",)), ahead=8)
 
     ledger = found.run.tables["ships"].ledger
-    whole = ["new0", *(f"r{n}" for n in range(12))]
+    whole = ["another", *(f"r{n}" for n in range(12))]
     assert found.ids() == [f"r{n}" for n in range(3 * (at - 1))] + whole
     assert pages_asked(found) == {"1": 2, "2": 2, "3": 2, "4": 2, "5": 1}
     # Once more page by page: five pages after the first two round trips.
@@ -576,7 +579,17 @@ def test_a_chain_whose_rows_moved_to_a_page_that_was_read_before_is_read_again_i
     assert_nothing_is_left(found)
 
 
-@pytest.mark.parametrize("at", [3, 4])
+@pytest.mark.parametrize("at", [2, 3, 4, 5])
+def test_rows_that_moved_to_a_page_that_was_read_before_are_read_in_the_end(at: int) -> None:
+    """One in front of them is gone: read in turn only once, the first of each page would be missing."""
+    found = read(moving(at, is_gone=True), endpoint_of(TOTAL, key=("id",)), ahead=8)
+
+    assert found.ids()[-12:] == [f"r{n}" for n in range(12)]
+    assert found.run.tables["ships"].ledger.outcome(None, had_rows=False).status == "complete"
+    assert_nothing_is_left(found)
+
+
+@pytest.mark.parametrize("at", [2, 3, 4])
 def test_without_a_key_a_chain_whose_rows_moved_fails_once_and_is_not_read_again(at: int) -> None:
     found = read(moving(at), endpoint_of(TOTAL), ahead=8)
 
@@ -585,17 +598,6 @@ def test_without_a_key_a_chain_whose_rows_moved_fails_once_and_is_not_read_again
     assert (ledger.failure_count, found.run.figures.failed) == (1, 1)
     assert ledger.outcome(None, had_rows=False).status == "failed"
     assert pages_asked(found) == dict.fromkeys("1234", 1)
-    assert_nothing_is_left(found)
-
-
-def test_a_page_that_was_asked_for_at_its_turn_moves_none_of_those_before_it() -> None:
-    """The second page shows that rows moved: what is ahead of it is asked for again, and nothing before it."""
-    found = read(moving(2), endpoint_of(TOTAL), ahead=8)
-
-    ledger = found.run.tables["ships"].ledger
-    assert found.ids() == ["r0", "r1", "r2", *(f"r{n}" for n in range(2, 12))]
-    assert pages_asked(found) == {"1": 1, "2": 1, "3": 2, "4": 2, "5": 1}
-    assert (ledger.outcome(None, had_rows=False).status, ledger.notes) == ("complete", {})
     assert_nothing_is_left(found)
 
 
@@ -662,9 +664,9 @@ def test_attempts_are_counted_anew_when_a_chain_is_read_again() -> None:
     """Three are allowed; the second page needs as many in each reading."""
 
     def server(path: str, query: Mapping[str, str], attempt: int) -> Answer:
-        if query["page"] == "2" and attempt not in (3, 6):
-            return Answer(status=503)
-        return moving(3)(path, query, attempt)
+        if query["page"] != "2":
+            return moving(3)(path, query, attempt)
+        return moving(3)(path, query, attempt // 3) if attempt in (3, 6) else Answer(status=503)
 
     found = read(server, endpoint_of(TOTAL, key=("id",)), ahead=8)
 

@@ -127,11 +127,13 @@ MUTATIONS = (
         "self._refresh_at = self._token.expires_at - margin",
         "self._refresh_at = self._token.expires_at + 3",
     ),
-    _one(
+    Mutation(
         "each caller refreshes for itself",
-        "auth.py",
-        "        async with self._turn:\n",
-        "        if True:\n",
+        (
+            ("auth.py", "        async with self._turn:\n", "        if True:\n"),
+            ("reader.py", "            if self._tokens is not None:\n", "            if False:\n"),
+            ("reader.py", "            if self._tokens is None or", "            if True or"),
+        ),
     ),
     _one(
         "a refused token stays in use",
@@ -192,8 +194,8 @@ MUTATIONS = (
     _one(
         "pages are admitted whatever is held",
         "lane.py",
-        "while self.bodies + self.rows >= self.size_bytes:",
-        "while False:",
+        "        while self.is_full:\n            await self._freed.wait()\n",
+        "        return\n",
     ),
     _one(
         "a body is never given back",

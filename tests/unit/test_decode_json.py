@@ -19,7 +19,6 @@ from extractor.decode.json import (
     _decode_exactly,
     _decode_fast,
     _parse,
-    _reading,
     decode_rows,
     open_body,
     open_lines,
@@ -448,8 +447,7 @@ def test_the_fast_path_gives_what_the_exact_one_gives(
     # Once through the exact path, so that the keys of maps are known.
     schema = decode_rows([page], schema).schema
 
-    reading = _reading(schema)
-    fast = _decode_fast([page], schema, reading) if reading is not None else None
+    fast = _decode_fast([page], schema)
     exact = _decode_exactly(_parse(page), schema, lengths=(len(rows),))
 
     if fast is not None:

@@ -565,20 +565,20 @@ def test_an_answer_for_which_there_was_no_room_is_asked_for_at_its_turn() -> Non
 def test_a_page_that_was_asked_for_ahead_is_told_from_one_that_was_asked_for_at_its_turn() -> None:
     first, second, third, fourth, fifth = requests_of(5)
     turns: Turns[str] = Turns(first)
-    was_ahead = [turns.was_ahead]
+    told = [(turns.was_ahead, turns.is_turn_early)]
 
     turns.move(second)
-    was_ahead.append(turns.was_ahead)
+    told.append((turns.was_ahead, turns.is_turn_early))
     for request in (third, fourth, fifth):
         turns.ask(request)
-    was_ahead.append(turns.was_ahead)
+    told.append((turns.was_ahead, turns.is_turn_early))
     turns.lose(fourth)
     for request in (third, fourth, fifth):
         turns.move(request)
-        was_ahead.append(turns.was_ahead)
+        told.append((turns.was_ahead, turns.is_turn_early))
 
     # The fourth is asked for once more, at its turn.
-    assert was_ahead == [False, False, False, True, False, True]
+    assert told == [(False, False), (False, False), (True, False), (True, True), (True, False), (True, True)]
 
 
 @pytest.mark.parametrize("is_over", [False, True])

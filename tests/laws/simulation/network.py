@@ -27,10 +27,9 @@ API = "https://api.example.test"
 IDENTITY = "https://id.example.test"
 
 _KNOWN = (
-    "burst after a refresh",
     "date of a first refusal read by the own clock",
     "late refusal ignored",
-    "pages read ahead of a table that grows",
+    "page asked for again while it is on its way",
 )
 KNOWN = frozenset(_KNOWN if not os.environ.get("LAWS_STRICT") else ())
 """Laws that the program is known to break, and how; with LAWS_STRICT=1 these are broken laws like any other."""
@@ -63,8 +62,6 @@ class _Asked:
     failures: int = 0
     refusals: int = 0
     answers: int = 0
-    is_excused: bool = False
-    """It may have been granted long before it was sent."""
     is_over: bool = False
     """Its attempts are used up."""
     in_flight: int = 0
@@ -112,7 +109,7 @@ class Server:
         self._asked: dict[tuple[object, ...], _Asked] = {}
         self._in_flight = 0
         self._exchanges = 0
-        self._paused_until = self._paused_at = self._is_excused_at = -math.inf
+        self._paused_until = self._paused_at = -math.inf
         self._level = float(self._scenario.burst) + 1e-6
         self._level_at = self.began
         self._refused: dict[str, float] = {}
@@ -140,18 +137,15 @@ class Server:
             return asked
         if self._in_flight > self._scenario.concurrency:
             raise self._law(f"{self._in_flight} requests in flight, {self._scenario.concurrency} allowed")
-        is_known = "pages read ahead of a table that grows" in KNOWN and self._may_be_read_again(table)
+        is_known = "page asked for again while it is on its way" in KNOWN and self._may_be_read_again(table)
         if asked.in_flight > 1 and not is_known:
             raise self._law(f"{request.path} {request.query} is asked twice at the same time")
-        if asked.is_over:
+        if asked.is_over and not self._may_be_read_again(table):
             raise self._law(
                 f"{request.path} {request.query} failed {asked.failures} times, and is tried again"
             )
         if asked.answers and not self._may_be_read_again(table):
             raise self._law(f"{request.path} {request.query} was answered, and is asked again")
-        asked.is_excused = now == self._is_excused_at
-        if asked.is_excused:
-            return asked
         # What was granted in the moment of the refusal may still go in the same.
         if self._paused_at < now < self._paused_until - 1e-6:
             raise self._law(f"a request went {self._paused_until - now:.3f} s before the end of a pause")
@@ -219,7 +213,7 @@ class Server:
                 pause = max(pause, float(named))
                 if status == 429 or status == 503:
                     longest = max(1.0, self._scenario.retry_seconds)
-                    is_late = asked.is_excused or asked.sent_at < self._paused_until <= now
+                    is_late = asked.sent_at < self._paused_until <= now
                     if not (is_late and "late refusal ignored" in KNOWN):
                         self._paused_until = max(self._paused_until, now + min(float(named), longest))
                         self._paused_at = now
@@ -382,8 +376,6 @@ class Server:
             await self._travel()
             return answer
         finally:
-            if "burst after a refresh" in KNOWN:
-                self._is_excused_at = self.clock.monotonic()
             self._exchanges -= 1
 
     def _blame_all(self, why: str) -> None:

@@ -180,7 +180,11 @@ class Play:
         report = await extract(
             self._config(episode), observer=self._observe, interruption=interruption, world=world
         )
-        if self.server.budget is not None:
+        is_stopped = report.exit_code in (
+            9,
+            130,
+        )  # answers that waited for their turn are left where they are
+        if self.server.budget is not None and not is_stopped:
             self._judge_budget(self.server.budget)
         return report
 
