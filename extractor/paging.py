@@ -10,6 +10,7 @@ back into order: see `docs/decisions/0006-prefetch.md`.
 from __future__ import annotations
 
 import re
+import zlib
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Generic, Literal, TypeVar
@@ -33,7 +34,7 @@ A = TypeVar("A")
 
 # So many equal pages in a row are a loop, not a coincidence.
 _REPEATS = 8
-_PIECES, _PIECE_BYTES = 16, 48
+_PIECE_BYTES = 4096
 
 _PARAMETER = r";\s*([^,;=\"]+)(?:=\s*(\"[^\"]*\"|[^,;]*))?"
 _LINK = re.compile(rf"<([^<>]*)>\s*((?:{_PARAMETER}\s*)*)")
@@ -54,13 +55,12 @@ class PageFacts:
 
 
 def fingerprint(body: bytes | memoryview) -> bytes:
-    """What tells a page that comes again and again: its length, and pieces from all over it.
-
-    A checksum would let go of the interpreter's lock, and wait for it among the threads that decode.
-    """
-    step = max(len(body) // _PIECES, _PIECE_BYTES)
-    pieces = [body[offset : offset + _PIECE_BYTES] for offset in range(0, len(body), step)]
-    return b"".join((b"%d:" % len(body), *pieces, body[-_PIECE_BYTES:]))
+    """A checksum of a body, for telling a page that comes again and again: no more depends on it."""
+    # In pieces: over a long one zlib lets go of the interpreter's lock, and has to wait for it.
+    checksum = 0
+    for offset in range(0, len(body), _PIECE_BYTES):
+        checksum = zlib.crc32(body[offset : offset + _PIECE_BYTES], checksum)
+    return b"%d:%d" % (len(body), checksum)
 
 
 def pointers_of(endpoint: Endpoint) -> tuple[str, ...]:

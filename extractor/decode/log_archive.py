@@ -1023,7 +1023,7 @@ def _after_stamp(texts: pa.BinaryArray, start: int) -> pa.BinaryArray:
     """What follows the server's own time in lines that a container wrapped, whose own texts begin at `start`."""
     _, width, shapes = _INNER_STAMPS[0]
     if _have_shape(texts, shapes, start).true_count == len(texts):
-        return _slice(texts, start + width, min(start + width + _LEVEL_BYTES, _CONTAINER_BYTES))
+        return _slice(texts, start + width, start + width + _LEVEL_BYTES)
     texts = _slice(texts, start, _CONTAINER_BYTES)
     may_have = pc.fill_null(_begin_with_digit(texts), _FALSE)
     for form, width, shapes in _INNER_STAMPS:
