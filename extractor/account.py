@@ -191,15 +191,14 @@ class AccountRun:
     async def attempt(self, request: PageRequest, sent_at: float) -> None:
         """Make one attempt of one request and deal with how it ended."""
         table = self.tables[request.table]
-        if self._is_unwanted(table, request):
-            self.frontier.finish()
-            return
-        if table.ledger.denied or table.ledger.drift_refused:
-            self._give_up(table, request, table.ledger.denied or table.ledger.drift_refused)
-            return
         self._on_wire += 1
         try:
-            await self._attempt(table, request, sent_at)
+            if self._is_unwanted(table, request):
+                self.frontier.finish()
+            elif table.ledger.denied or table.ledger.drift_refused:
+                self._give_up(table, request, table.ledger.denied or table.ledger.drift_refused)
+            else:
+                await self._attempt(table, request, sent_at)
         finally:
             self._on_wire -= 1
             if not self.frontier.has_ready:

@@ -153,11 +153,6 @@ class TokenSource:
         """True while `get` would return at once."""
         return self._fresh() is not None
 
-    @property
-    def has_failed(self) -> bool:
-        """True if the last exchange failed."""
-        return self._failure is not None and self._fresh() is None
-
     def invalidate(self, generation: int) -> None:
         """Forget the token of that generation, which a server refused; a newer one stays."""
         if self._token is not None and self._token.generation == generation:

@@ -235,6 +235,20 @@ class Limiter:
                     await self._clock.sleep_until(ready_at)
                     self._forfeit(ready_at, self._clock.monotonic())
 
+    async def renew(self) -> float:
+        """Let a grant that could not be used at once count from now on, after any pause that began; the moment.
+
+        Cancelled, the grant is still held.
+        """
+        async with self._turn:
+            while (paused_until := max(self._resume_at, self._reset_at)) > self._clock.monotonic():
+                await self._clock.sleep_until(paused_until)
+            now = self._clock.monotonic()
+            # What was granted for earlier goes now: the next one is due an interval after it.
+            self._slot = max(now, self._slot or now)
+            self._last_grant = now
+            return now
+
     def release(self) -> None:
         """Give a grant back; call it once for each."""
         if self._in_flight == 0:

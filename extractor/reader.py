@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from contextlib import AsyncExitStack, suppress
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
@@ -435,18 +435,24 @@ class _Gate:
         await self._budget.admit()
 
     async def acquire(self) -> float:
-        while True:
-            if self._tokens is not None:
-                # Who cannot get a token finds out again with its request.
-                with suppress(RequestError, AuthError):
-                    await self._tokens.get()
-            now = self._clock.monotonic()
-            if self._limiter.ready_at(now) > now + _SOON_SECONDS:
+        now = self._clock.monotonic()
+        if self._limiter.ready_at(now) > now + _SOON_SECONDS:
+            self._run.hurry()
+        granted = await self._limiter.acquire()
+        if self._tokens is None:
+            return granted
+        # A token may last no longer than the time between two grants: so it is renewed while one is held.
+        try:
+            while not self._tokens.is_fresh:
                 self._run.hurry()
-            granted = await self._limiter.acquire()
-            if self._tokens is None or self._tokens.is_fresh or self._tokens.has_failed:
-                return granted
+                await self._tokens.get()
+                granted = await self._limiter.renew()
+        except RequestError:
+            pass  # the request finds out again, and is judged
+        except BaseException:
             self._limiter.release()
+            raise
+        return granted
 
     def release(self) -> None:
         self._limiter.release()

@@ -131,9 +131,20 @@ MUTATIONS = (
         "each caller refreshes for itself",
         (
             ("auth.py", "        async with self._turn:\n", "        if True:\n"),
-            ("reader.py", "            if self._tokens is not None:\n", "            if False:\n"),
-            ("reader.py", "            if self._tokens is None or", "            if True or"),
+            ("reader.py", "        if self._tokens is None:\n", "        if True:\n"),
         ),
+    ),
+    _one(
+        "a grant counts from before the wait for a token",
+        "reader.py",
+        "                granted = await self._limiter.renew()\n",
+        "",
+    ),
+    _one(
+        "pages wait although nothing is on the wire",
+        "account.py",
+        "            if not self.frontier.has_ready:\n                self.hurry()\n",
+        "            pass\n",
     ),
     _one(
         "a refused token stays in use",

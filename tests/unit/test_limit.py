@@ -312,6 +312,39 @@ async def test_a_refusal_that_only_the_catching_up_earned_ends_that_and_leaves_t
     assert answered(seen, 5, 60) >= 0.55 * 200 * 55
 
 
+async def test_a_grant_that_could_not_be_used_at_once_counts_from_when_it_can() -> None:
+    clock = HandClock()
+    limiter = Limiter(Limits(requests_per_second=10, burst=3), clock)
+    assert limiter.try_acquire(0.0)
+    clock.seconds = 7.0
+
+    used_at = await limiter.renew()
+
+    assert (used_at, limiter.ready_at(7.0)) == (7.0, pytest.approx(7.1))
+    assert limiter.statistics().in_flight == 1
+
+
+async def test_a_grant_is_not_used_in_a_pause_that_began_after_it() -> None:
+    clock = VirtualClock()
+    limiter = Limiter(Limits(requests_per_second=10, concurrency=2), clock)
+    began = clock.monotonic()
+    assert limiter.try_acquire(began)
+    limiter.on_throttled(retry_after=5.0, sent_at=began)
+
+    async with anyio.create_task_group() as tasks:
+        used: list[float] = []
+
+        async def renew() -> None:
+            used.append(await limiter.renew() - began)
+
+        tasks.start_soon(renew)
+        await anyio.wait_all_tasks_blocked()
+        before = list(used)
+        await clock.advance(5.0)
+
+    assert (before, used) == ([], [5.0])
+
+
 def test_all_refusals_of_what_was_caught_up_at_once_are_laid_to_it() -> None:
     clock = HandClock()
     limiter = Limiter(Limits(requests_per_second=1000), clock)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -21,18 +20,10 @@ from tests.laws.simulation.clock import START, LoopClock
 from tests.laws.simulation.site import Answer, Site
 from tests.laws.simulation.world import Moods, Scenario, Table
 
-__all__ = ("API", "IDENTITY", "KNOWN", "Law", "Network", "Server", "Trace")
+__all__ = ("API", "IDENTITY", "Law", "Network", "Server", "Trace")
 
 API = "https://api.example.test"
 IDENTITY = "https://id.example.test"
-
-_KNOWN = (
-    "date of a first refusal read by the own clock",
-    "late refusal ignored",
-    "page asked for again while it is on its way",
-)
-KNOWN = frozenset(_KNOWN if not os.environ.get("LAWS_STRICT") else ())
-"""Laws that the program is known to break, and how; with LAWS_STRICT=1 these are broken laws like any other."""
 
 _REQUESTS_MAX = 3000
 _CATCH_UP_SECONDS = 0.05
@@ -58,7 +49,6 @@ class _Asked:
     """What the server has seen of one request in one run."""
 
     first_at: float
-    sent_at: float = 0.0
     failures: int = 0
     refusals: int = 0
     answers: int = 0
@@ -105,7 +95,7 @@ class Server:
         self.budget: Budget | None = None
         self._sent_when_full = 0
         self.causes: dict[str, set[str]] = {}
-        self.answered_any = self._is_date_known = False
+        self.answered_any = False
         self._asked: dict[tuple[object, ...], _Asked] = {}
         self._in_flight = 0
         self._exchanges = 0
@@ -132,13 +122,11 @@ class Server:
             raise self._law(f"the run never ends: {self.sent} requests")
         asked = self._asked.setdefault((request.method, request.path, request.query), _Asked(now))
         asked.in_flight += 1
-        asked.sent_at = now
         if self._is_doubted:
             return asked
         if self._in_flight > self._scenario.concurrency:
             raise self._law(f"{self._in_flight} requests in flight, {self._scenario.concurrency} allowed")
-        is_known = "page asked for again while it is on its way" in KNOWN and self._may_be_read_again(table)
-        if asked.in_flight > 1 and not is_known:
+        if asked.in_flight > 1 and not self._may_be_read_again(table):
             raise self._law(f"{request.path} {request.query} is asked twice at the same time")
         if asked.is_over and not self._may_be_read_again(table):
             raise self._law(
@@ -201,10 +189,8 @@ class Server:
         if failure is None or is_expected:
             asked.answers += 1
             self.answered_any = True
-            self._is_date_known = self._is_date_known or failure is None
             return
         asked.failures += 1
-        self._note_date(table, failure)
         self.answered_any = self.answered_any or bool(status)
         pause = 31.0
         if isinstance(failure, StatusError):
@@ -213,10 +199,8 @@ class Server:
                 pause = max(pause, float(named))
                 if status == 429 or status == 503:
                     longest = max(1.0, self._scenario.retry_seconds)
-                    is_late = asked.sent_at < self._paused_until <= now
-                    if not (is_late and "late refusal ignored" in KNOWN):
-                        self._paused_until = max(self._paused_until, now + min(float(named), longest))
-                        self._paused_at = now
+                    self._paused_until = max(self._paused_until, now + min(float(named), longest))
+                    self._paused_at = now
         if asked.failures >= self._scenario.retry_attempts:
             self.blame(table, f"{asked.failures} attempts of one request failed")
             is_throttled = status == 429 or (status == 503 and bool(failure.headers.get("retry-after")))  # type: ignore[attr-defined]  # a StatusError
@@ -236,12 +220,6 @@ class Server:
                 self.blame(table, "status 401")
             is_new = self._scenario.auth == "bearer" and asked.refusals == 1
             self._is_doubted = self._is_doubted or not is_new
-
-    def _note_date(self, table: str, failure: RequestError) -> None:
-        named = failure.headers.get("retry-after", "") if isinstance(failure, StatusError) else ""
-        is_compared = named.isdecimal() or self._is_date_known
-        if named and not is_compared and "date of a first refusal read by the own clock" in KNOWN:
-            self.blame(table, "a date could not be compared")
 
     def blame(self, table: str, why: str) -> None:
         """A reason for which a table need not be complete."""
@@ -356,7 +334,6 @@ class Server:
 
     async def exchange(self, request: Request) -> Answer:
         """A token for the key, or what else that service answers. Raises: Law, NetworkError."""
-        self.last_activity = self.clock.monotonic()
         if request.method == "GET":
             await self._travel()
             return Answer(b'{"jti": "key-1", "scopes": "read"}')
