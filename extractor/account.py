@@ -218,7 +218,7 @@ class AccountRun:
         self.figures.sent += 1
         token: Token | None = None
         try:
-            token = await self._credential.tokens.get() if self._credential.tokens else None
+            token, sent_at = await self._fresh_token(sent_at)
             response = await self.fetcher.fetch(self._wire(table.endpoint, request, token))
         except RequestError as failure:
             if isinstance(failure, StatusError):
@@ -243,6 +243,19 @@ class AccountRun:
             await self._fail(table, request, failure, attempts, token)
         except (PagingError, RequestError) as failure:
             self._give_up(table, request, f"{request.label}: {failure.message}")
+
+    async def _fresh_token(self, sent_at: float) -> tuple[Token | None, float]:
+        """The token for a request, if tokens are used, and the moment at which it goes.
+
+        Requests that waited for a token would go out together, or in a pause: they pass the limiter again.
+        """
+        tokens = self._credential.tokens
+        if tokens is None:
+            return None, sent_at
+        while not tokens.is_fresh:
+            await tokens.get()
+            sent_at = await self.limiter.renew(sent_at)
+        return await tokens.get(), sent_at
 
     # --- an answer ------------------------------------------------------------------------------------------
 

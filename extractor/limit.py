@@ -235,19 +235,22 @@ class Limiter:
                     await self._clock.sleep_until(ready_at)
                     self._forfeit(ready_at, self._clock.monotonic())
 
-    async def renew(self) -> float:
-        """Let a grant that could not be used at once count from now on, after any pause that began; the moment.
+    async def renew(self, granted: float) -> float:
+        """Let a grant of an earlier moment that could not be used count from now on; the new moment.
 
-        Cancelled, the grant is still held.
+        It goes after any pause that began, and an interval after whoever was granted since.
         """
-        async with self._turn:
-            while (paused_until := max(self._resume_at, self._reset_at)) > self._clock.monotonic():
-                await self._clock.sleep_until(paused_until)
+        while True:
             now = self._clock.monotonic()
-            # What was granted for earlier goes now: the next one is due an interval after it.
-            self._slot = max(now, self._slot or now)
-            self._last_grant = now
-            return now
+            ready_at = max(self._resume_at, self._reset_at)
+            if self._slot is not None and self._last_grant > granted:
+                ready_at = max(ready_at, self._slot + 1 / self._rate - _ROUNDING_SECONDS)
+            if ready_at <= now:
+                self._slot = now if self._slot is None else max(self._slot, now)
+                self._last_grant = now
+                return now
+            # Not in the line of those who wait for a slot: they may wait for this one.
+            await self._clock.sleep_until(ready_at)
 
     def release(self) -> None:
         """Give a grant back; call it once for each."""

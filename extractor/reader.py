@@ -416,16 +416,14 @@ async def read_all(
 
 
 class _Gate:
-    """What a request passes before it is sent: memory, a token, the limiter.
+    """What a request passes before it is sent: memory, then the limiter.
 
-    No slot is given while there is no token to use it with: requests that waited for one after their grant would go
-    out together, faster than the limiter allows. Where a request has to wait, lanes do not wait for its page.
+    Where a request has to wait, lanes do not wait for its page.
     """
 
     def __init__(self, run: AccountRun, budget: Budget, clock: Clock) -> None:
         self._run = run
         self._limiter = run.limiter
-        self._tokens = run.tokens
         self._budget = budget
         self._clock = clock
 
@@ -438,21 +436,7 @@ class _Gate:
         now = self._clock.monotonic()
         if self._limiter.ready_at(now) > now + _SOON_SECONDS:
             self._run.hurry()
-        granted = await self._limiter.acquire()
-        if self._tokens is None:
-            return granted
-        # A token may last no longer than the time between two grants: so it is renewed while one is held.
-        try:
-            while not self._tokens.is_fresh:
-                self._run.hurry()
-                await self._tokens.get()
-                granted = await self._limiter.renew()
-        except RequestError:
-            pass  # the request finds out again, and is judged
-        except BaseException:
-            self._limiter.release()
-            raise
-        return granted
+        return await self._limiter.acquire()
 
     def release(self) -> None:
         self._limiter.release()

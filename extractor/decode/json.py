@@ -14,7 +14,7 @@ import json
 import math
 import re
 import struct
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from decimal import Decimal
 
@@ -59,24 +59,18 @@ _PAGING_NAME = re.compile(
 # Maps with more keys than this are open in earnest.
 _MAP_KEYS = 64
 _NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
-# A number of up to 17 digits is what a double prints as. For finding others quickly: 9 stands for a digit or point,
-# a colon for what may stand before a number.
+# A number of up to 17 digits is what a double prints as. One of more has a run of more digits, or of more than that
+# with its point among them.
 _DOUBLE_DIGITS = 17
-_CLASSES = {
-    **dict.fromkeys(b"0123456789.", b"9"),
-    **dict.fromkeys(b"eE", b"e"),
-    **dict.fromkeys(b"[,: \t\r\n", b":"),
-    ord("-"): b"-",
-}
-_DIGITS = b"".join(_CLASSES.get(byte, b" ") for byte in range(256))
-_DIGIT = pa.scalar(ord("9"), pa.uint8())
-_POINT, _POINT_TO_NINE = pa.scalar(ord("."), pa.uint8()), pa.scalar(ord("9") - ord(".") + 1, pa.uint8())
+_LONG_STEPS = (1, 2, 4, 8, 2)
+_LONG_STEPS_WITH_POINT = (1, 2, 4, 8, 3)
+_ZERO, _ZERO_TO_NINE = pa.scalar(ord("0"), pa.uint8()), pa.scalar(10, pa.uint8())
+_POINT, _POINT_TO_NINE = pa.scalar(ord("."), pa.uint8()), pa.scalar(12, pa.uint8())
+_LONGEST_PREFIX = 400
 _TINIEST = 1e-99
-_LONG, _TINY = b"9" * (_DOUBLE_DIGITS + 1), b"e-999"
 _TINY_NUMBER = r"[\[,:\s]-?[0-9.]+[eE]-[0-9]{3}"
-_NUMBER = re.compile(rb"[0-9.]+(?:[eE][-+]?[0-9]+)?")
+_NUMBER = re.compile(rb"-?([0-9.]+(?:[eE][-+]?[0-9]+)?)")
 _MICROS_LENGTH = len("2026-01-09T00:31:43.123456")
-_INT_DIGITS_END = 10**_DOUBLE_DIGITS
 # What hides a pair from a count of quotes before colons.
 _HIDDEN_PAIR = re.compile(rb'"[ \t\r\n]+:|\\u00(?:22|3[aA])')
 _DECIMAL_END = Decimal(10) ** 26
@@ -266,28 +260,41 @@ def decode_rows(pages: Sequence[bytes | memoryview], schema: TableSchema, *, dep
 class _Reading(msgspec.Struct, frozen=True, kw_only=True):
     """What pyarrow's reader is told of a schema, and what must be looked at in what it gives."""
 
+    types: Mapping[str, pa.DataType]
     explicit: pa.Schema
-    target: pa.Schema
     columns: Mapping[str, Field]
-    """The fields that it reads, by key."""
+    """The fields that it reads, by key as their types."""
+    target: pa.Schema
     has_doubles: bool
 
 
+def _explicit(types: Mapping[str, pa.DataType]) -> pa.Schema:
+    """The schema of a page: its rows as a list."""
+    return pa.schema([("data", pa.list_(pa.struct(list(types.items()))))])
+
+
 @functools.lru_cache(maxsize=1024)
-def _reading(schema: TableSchema) -> _Reading | None:
-    """How to read a table the fast way; None where that cannot be."""
-    if not schema.is_pinned or schema.drops or schema.hashes:
+def _reading(schema: TableSchema, *, is_partial: bool = False) -> _Reading | None:
+    """How to read a table the fast way, or in part: those columns that can be, of rows that orjson writes.
+
+    None where that cannot be.
+    """
+    if not is_partial and (not schema.is_pinned or schema.drops or schema.hashes):
         return None
     nanos = schema.nanos
     fields = {field.source: field for field in schema.live if field.name not in nanos}
     types = {name: _fast_type(field, schema) for name, field in fields.items()}
+    if is_partial:
+        types = {name: read_type for name, read_type in types.items() if read_type is not None}
     if not types or None in types.values():
         return None
     return _Reading(
-        explicit=pa.schema([("data", pa.list_(pa.struct(list(types.items()))))]),
+        types=types,
+        explicit=_explicit(types),
         target=schema.arrow,
-        columns=fields,
-        has_doubles=any("float64" in _scalars(field.type) for field in fields.values()),
+        columns={name: fields[name] for name in types},
+        # What orjson writes has the digits that were read.
+        has_doubles=not is_partial and any("float64" in _scalars(field.type) for field in fields.values()),
     )
 
 
@@ -330,7 +337,9 @@ def _read_strictly(
     if isinstance(lists, pa.ChunkedArray):
         lists = lists.chunk(0)
     rows = lists.flatten()
-    if rows.null_count or (reading.has_doubles and _holds_more_digits(body, rows)):
+    if rows.null_count:
+        return None
+    if reading.has_doubles and (_holds_long(body) or (_holds_tiny(rows) and _matches(body, _TINY_NUMBER))):
         return None
     columns = {}
     try:
@@ -352,17 +361,21 @@ def _may_hold_secret(column: pa.Array) -> bool:
 
 def _is_beyond(column: pa.Array) -> bool:
     """True where the reader may have rounded a number, or taken one that its type cannot hold."""
+    # It rounds integers from 2^53 on.
+    ends: dict[int, float | Decimal] = {pa.lib.Type_DOUBLE: 2.0**53, pa.lib.Type_DECIMAL128: _DECIMAL_END}
+    return not all(_is_within(leaf, ends[leaf.type.id]) for leaf in _leaves(column) if leaf.type.id in ends)
+
+
+def _leaves(column: pa.Array) -> Iterator[pa.Array]:
+    """The column itself, or what its lists and structs hold."""
     match column.type.id:
         case pa.lib.Type_LIST:
-            return _is_beyond(column.values)
+            yield from _leaves(column.values)
         case pa.lib.Type_STRUCT:
-            return any(_is_beyond(column.field(index)) for index in range(column.type.num_fields))
-        case pa.lib.Type_DOUBLE:
-            return not _is_within(column, 2.0**53)  # it rounds integers from there on
-        case pa.lib.Type_DECIMAL128:
-            return not _is_within(column, _DECIMAL_END)
+            for index in range(column.type.num_fields):
+                yield from _leaves(column.field(index))
         case _:
-            return False
+            yield column
 
 
 def _is_within(column: pa.Array, end: float | Decimal) -> bool:
@@ -460,75 +473,44 @@ def _parse_slowly(page: bytes) -> list[dict[str, object]]:
     return rows  # type: ignore[no-any-return]  # _check_rows looks at every row
 
 
-def _holds_more_digits(text: bytes, read: pa.Array) -> bool:
-    """False if no number of the text has digits that the values read from it lack.
-
-    Doubles print with the fewest digits that tell them apart: where the long numbers of the text are together as
-    long as what was read prints, each of them is exact.
-    """
-    if _holds_tiny(read) and _matches(text, _TINY_NUMBER):
-        return True
-    # The kernels let other threads run; what is only done with the interpreter's lock comes last.
-    characters = pa.Array.from_buffers(pa.uint8(), len(text), [None, pa.py_buffer(text)])
-    is_digit = pc.less(pc.subtract(characters, _POINT), _POINT_TO_NINE)
-    return _runs(is_digit).true_count != _printed_excess(read) and _is_inexact(text, text.translate(_DIGITS))
-
-
-def _holds_tiny(column: pa.Array) -> bool:
+def _holds_tiny(rows: pa.Array) -> bool:
     """True where a number may have been smaller than a double's least, and was read as nothing."""
-    match column.type.id:
-        case pa.lib.Type_LIST:
-            return _holds_tiny(column.values)
-        case pa.lib.Type_STRUCT:
-            return any(_holds_tiny(column.field(index)) for index in range(column.type.num_fields))
-        case pa.lib.Type_DOUBLE:
-            least = pc.min(pc.abs(column)).as_py()
-            return least is not None and least < _TINIEST
-        case _:
-            return False
+    least = [pc.min(pc.abs(leaf)).as_py() for leaf in _leaves(rows) if leaf.type.id == pa.lib.Type_DOUBLE]
+    return any(value is not None and value < _TINIEST for value in least)
 
 
-def _runs(is_digit: pa.Array) -> pa.Array:
-    """True where more digits follow each other from there on than a double has."""
-    is_long = is_digit
-    for step in (1, 2, 4, 8, 2):
+def _holds_long(text: bytes) -> bool:
+    """True if a number of the text has more digits than are kept of it."""
+    # Kernels, that let other threads run, find the few places where one may be.
+    characters = pa.Array.from_buffers(pa.uint8(), len(text), [None, pa.py_buffer(text)])
+    is_digit = pc.less(pc.subtract(characters, _ZERO), _ZERO_TO_NINE)
+    is_number = pc.less(pc.subtract(characters, _POINT), _POINT_TO_NINE)  # a slash, too
+    places = [*_long_runs(is_digit, _LONG_STEPS), *_long_runs(is_number, _LONG_STEPS_WITH_POINT)]
+    return any(_is_inexact_at(text, place) for place in places)
+
+
+def _long_runs(is_there: pa.Array, steps: Sequence[int]) -> list[int]:
+    """Where runs begin that are longer than all steps together."""
+    is_long = is_there
+    for step in steps:  # in the end: so many from here on
         is_long = pc.and_(is_long[:-step], is_long[step:])
-    return is_long
+    if not is_long.true_count:
+        return []
+    # JSON begins with no digit.
+    return [before + 1 for before in pc.indices_nonzero(pc.and_not(is_long[1:], is_long[:-1])).to_pylist()]
 
 
-def _is_inexact(text: bytes, digits: bytes) -> bool:
-    """True if the text has a long number that is not read as what it says."""
-    classes = pa.Array.from_buffers(pa.uint8(), len(digits), [None, pa.py_buffer(digits)])
-    is_long = _runs(pc.equal(classes, _DIGIT))
-    # JSON begins with no digit. Digits inside of texts, as in identifiers, stand after none of these.
-    for before in pc.indices_nonzero(pc.and_not(is_long[1:], is_long[:-1])).to_pylist():
-        if digits[before] in b":-" and (digits[before] in b":" or digits[before - 1] in b":"):
-            number = _NUMBER.match(text, before + 1)
-            assert number is not None
-            if not _is_exact(number[0]):
-                return True
-    return False
-
-
-def _printed_excess(column: pa.Array) -> int:
-    """By how many characters the numbers of a column are longer than a double has digits, if printed."""
-    match column.type.id:
-        case pa.lib.Type_LIST:
-            return _printed_excess(column.flatten())
-        case pa.lib.Type_STRUCT:
-            return sum(map(_printed_excess, column.flatten()))
-        case pa.lib.Type_INT64 if _is_within(column, _INT_DIGITS_END):
-            return 0
-        case pa.lib.Type_DOUBLE | pa.lib.Type_INT64:
-            text = pc.utf8_ltrim(column.cast(pa.string()), "-")
-            lengths = pc.binary_length(text)
-            power = pc.find_substring(text, "e")
-            if pc.any(pc.greater_equal(power, _NONE)).as_py():
-                lengths = pc.if_else(pc.greater_equal(power, _NONE), power, lengths)
-            beyond = pc.subtract(lengths, pa.scalar(_DOUBLE_DIGITS, pa.int32()))
-            return pc.sum(pc.max_element_wise(beyond, _NONE)).as_py() or 0
-        case _:
-            return 0
+def _is_inexact_at(text: bytes, place: int) -> bool:
+    """True if the digits at a place belong to a number that is not read as what it says."""
+    farthest = max(place - _LONGEST_PREFIX, 1)
+    while text[place - 1] in b"0123456789.+-eE":
+        place -= 1
+        if place < farthest:
+            return True  # whatever it is, it is to be looked at
+    if text[place - 1] not in b"[,: \t\r\n":
+        return False  # they stand in a text
+    number = _NUMBER.match(text, place)
+    return number is not None and not _is_exact(number[1])
 
 
 def _matches(text: bytes, pattern: str) -> bool:
@@ -540,10 +522,8 @@ def _matches(text: bytes, pattern: str) -> bool:
 
 def _may_be_inexact(page: bytes) -> bool:
     """False if orjson surely reads each number of the page as what it says."""
-    digits = page.translate(_DIGITS)
-    if _TINY in digits and _matches(page, _TINY_NUMBER):
-        return True
-    return _LONG in digits and _is_inexact(page, digits)
+    is_tiny = (b"e-" in page or b"E-" in page) and _matches(page, _TINY_NUMBER)
+    return is_tiny or _holds_long(page)
 
 
 def _is_exact(number: bytes) -> bool:
@@ -626,6 +606,7 @@ def _decode_exactly(
         _edit(rows, path, _pseudonym)
     schema, drift = _grow(rows, schema)
     schema, nanos = _split_nanos(rows, schema)
+    schema = _learn_keys_of(rows, schema)
     again = _read_again(rows, schema)
     rest: dict[int, dict[str, object]] = {}
     columns: dict[str, pa.Array] = {}
@@ -648,7 +629,6 @@ def _decode_exactly(
         if misfits:
             hint = toml_hint(schema.table, field.source, misfits.values())
             drift += (f"{schema.table}.{field.source}: {len(misfits)} values do not fit, rescued; {hint}",)
-    schema = _learn_map_keys(columns, schema)
     known = {field.source for field in schema.live} - schema.nanos
     drift += _rescue_unknown(rows, known, rest, schema.table)
     if drift and schema.policy == "fail":
@@ -679,40 +659,34 @@ def _grow(rows: Sequence[dict[str, object]], schema: TableSchema) -> tuple[Table
 
 
 def _read_again(rows: Sequence[dict[str, object]], schema: TableSchema) -> Mapping[str, pa.Array]:
-    """The columns that pyarrow's reader can represent, read from what orjson writes of them.
+    """The columns that pyarrow's reader can represent and takes, read from what orjson writes of them.
 
-    That is cheaper than to build them from Python objects, and as strict. None at all, if one of them is refused:
-    they are then looked at value by value.
+    That is cheaper than to build them from Python objects, and stricter.
     """
-    reading = _rereading(_learn_keys_of(rows, schema))
-    if reading is None or not rows:
+    whole = _reading(schema, is_partial=True)
+    if whole is None or not rows:
         return {}
+    columns = _read_columns(rows, whole)
+    if columns is not None:
+        return columns
+    found: dict[str, pa.Array] = {}
+    for name, field in whole.columns.items():
+        types = {name: whole.types[name]}
+        alone = msgspec.structs.replace(whole, types=types, explicit=_explicit(types), columns={name: field})
+        found |= _read_columns(rows, alone) or {}
+    return found
+
+
+def _read_columns(rows: Sequence[dict[str, object]], reading: _Reading) -> dict[str, pa.Array] | None:
     wanted = reading.columns.keys()
     if not wanted >= set().union(*rows):
-        rows = [{name: value for name, value in row.items() if name in wanted} for row in rows]
+        rows = [{name: row[name] for name in wanted if name in row} for row in rows]
     try:
         body = b'{"data":' + orjson.dumps(rows) + b"}"
     except TypeError:  # a number that has more digits than orjson writes
-        return {}
-    read = _read_strictly(body, 1, reading)
-    return read[0] if read is not None else {}
-
-
-@functools.lru_cache(maxsize=1024)
-def _rereading(schema: TableSchema) -> _Reading | None:
-    """How to read as many columns as can be; doubles are written with the digits they have."""
-    nanos = schema.nanos
-    fields = {field.source: field for field in schema.live if field.name not in nanos}
-    types = {name: _fast_type(field, schema) for name, field in fields.items()}
-    readable = {name: read_type for name, read_type in types.items() if read_type is not None}
-    if not readable:
         return None
-    return _Reading(
-        explicit=pa.schema([("data", pa.list_(pa.struct(list(readable.items()))))]),
-        target=schema.arrow,
-        columns={name: fields[name] for name in readable},
-        has_doubles=False,
-    )
+    read = _read_strictly(body, 1, reading)
+    return read[0] if read is not None else None
 
 
 @functools.lru_cache(maxsize=1024)
@@ -758,19 +732,6 @@ def _learn_keys_of(rows: Sequence[dict[str, object]], schema: TableSchema) -> Ta
                 learnt[field.name] = tuple(sorted(keys))  # in one order, however the pages came
             else:
                 learnt.pop(field.name, None)
-    return schema if learnt == schema.map_keys else replace(schema, map_keys=learnt)
-
-
-def _learn_map_keys(columns: Mapping[str, pa.Array], schema: TableSchema) -> TableSchema:
-    """Remember the keys of open maps, so that the next pages may go the fast way; too many are not remembered."""
-    learnt = dict(schema.map_keys)
-    for field in schema.live:
-        if isinstance(field.type, MapType) and isinstance(field.type.value, Scalar):
-            keys = dict.fromkeys(
-                [*learnt.get(field.name, ()), *pc.unique(columns[field.name].keys).to_pylist()]
-            )
-            if len(keys) <= _MAP_KEYS:
-                learnt[field.name] = tuple(sorted(keys))
     return schema if learnt == schema.map_keys else replace(schema, map_keys=learnt)
 
 
@@ -851,9 +812,6 @@ def _holds_secret(values: Iterable[object]) -> bool:
 
 def _fit_column(values: list[object], column_type: ColumnType) -> tuple[pa.Array, dict[int, object]]:
     """One column, and by row what did not fit it."""
-    quick = _fit_quickly(values, column_type)
-    if quick is not None:
-        return quick, {}
     fitted, misfits = [], {}
     for index, value in enumerate(values):
         kept, left = fit(value, column_type)
@@ -861,83 +819,6 @@ def _fit_column(values: list[object], column_type: ColumnType) -> tuple[pa.Array
         if left is not MISSING:
             misfits[index] = left
     return cast_column(pa.array(fitted, _build_type(column_type)), column_type), misfits
-
-
-# The Python types of which `pa.array` loses nothing. Told int64 it cuts floats, told double it takes booleans.
-_EXACT_TYPES: Mapping[str, set[type]] = {
-    "string": {str},
-    "int64": {int},
-    "float64": {int, float},
-    "bool": {bool},
-    "timestamp": {str},
-    "timestamp_naive": {str},
-    "epoch": {int},
-}
-
-
-def _fit_quickly(values: list[object], column_type: ColumnType) -> pa.Array | None:
-    """The column in one call, or None where a value does not fit or something would be lost."""
-    try:
-        match column_type:
-            case MapType(Scalar("string" | "bool")):
-                if not set(map(type, values)) <= {dict, type(None)}:
-                    return None
-                pairs = [list(value.items()) if isinstance(value, dict) else None for value in values]
-                column = pa.array(pairs, arrow_type(column_type))
-                return column if column.items.null_count == 0 else None
-            case Scalar(name) if name in _EXACT_TYPES:
-                if not set(map(type, values)) <= _EXACT_TYPES[name] | {type(None)}:
-                    return None
-                return cast_column(pa.array(values, read_type(column_type)), column_type)
-            case ListType() | StructType() if not _scalars(column_type) & {"decimal", "float64", "json"}:
-                return _fit_nested_quickly(values, column_type)
-            case _:
-                return None
-    except (
-        pa.ArrowInvalid,
-        pa.ArrowTypeError,
-        pa.ArrowNotImplementedError,
-        OverflowError,
-        TypeError,
-        ValueError,
-    ):
-        return None
-
-
-def _fit_nested_quickly(values: list[object], column_type: ColumnType) -> pa.Array | None:
-    wanted = read_type(column_type)
-    if wanted is None or not _has_shape(values, column_type):
-        return None
-    column = pa.array(values, wanted)
-    # pa.array passes over the keys that a struct does not name: count the pairs on both sides.
-    if _pairs_in(values) != _pairs_of(column):
-        return None
-    if _scalars(column_type) & {"int64", "epoch"}:
-        wide = _widened(wanted)
-        if not pa.array(values, wide).equals(column.cast(wide)):
-            return None
-    return cast_column(column, column_type)
-
-
-def _has_shape(values: Sequence[object], column_type: ColumnType) -> bool:
-    """True if lists and objects stand where the type has them: pa.array makes a list of a text, too."""
-    match column_type:
-        case ListType(item):
-            if not set(map(type, values)) <= {list, type(None)}:
-                return False
-            return isinstance(item, Scalar) or _has_shape(
-                [element for value in values if isinstance(value, list) for element in value], item
-            )
-        case StructType(fields):
-            if not set(map(type, values)) <= {dict, type(None)}:
-                return False
-            return all(
-                isinstance(inner, Scalar)
-                or _has_shape([value.get(name) for value in values if isinstance(value, dict)], inner)
-                for name, inner in fields
-            )
-        case _:
-            return True
 
 
 def _scalars(column_type: ColumnType) -> set[str]:
@@ -948,33 +829,6 @@ def _scalars(column_type: ColumnType) -> set[str]:
             return _scalars(inner)
         case StructType(fields):
             return set().union(*(_scalars(inner) for _, inner in fields))
-
-
-def _widened(read: pa.DataType) -> pa.DataType:
-    """The same shape with doubles for integers: where the values differ, a fraction was cut."""
-    if pa.types.is_list(read):
-        return pa.list_(_widened(read.value_type))
-    if pa.types.is_struct(read):
-        return pa.struct([(field.name, _widened(field.type)) for field in read])
-    return pa.float64() if pa.types.is_integer(read) else read
-
-
-def _pairs_in(values: list[object]) -> int:
-    """Key-value pairs in JSON values, those with null left out; -1 where the text is ambiguous."""
-    text = orjson.dumps(values)
-    if b'\\":' in text:
-        return -1
-    return text.count(b'":') - text.count(b'":null')
-
-
-def _pairs_of(column: pa.Array) -> int:
-    """Valid fields of valid structs in a column, at every depth."""
-    if pa.types.is_list(column.type):
-        return _pairs_of(column.flatten())
-    if not pa.types.is_struct(column.type):
-        return 0
-    inner = column.flatten()
-    return sum(len(field) - field.null_count + _pairs_of(field) for field in inner)
 
 
 def _build_type(column_type: ColumnType) -> pa.DataType:

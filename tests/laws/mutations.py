@@ -131,13 +131,13 @@ MUTATIONS = (
         "each caller refreshes for itself",
         (
             ("auth.py", "        async with self._turn:\n", "        if True:\n"),
-            ("reader.py", "        if self._tokens is None:\n", "        if True:\n"),
+            ("account.py", "        while not tokens.is_fresh:\n", "        while False:\n"),
         ),
     ),
     _one(
         "a grant counts from before the wait for a token",
-        "reader.py",
-        "                granted = await self._limiter.renew()\n",
+        "account.py",
+        "            sent_at = await self.limiter.renew(sent_at)\n",
         "",
     ),
     _one(

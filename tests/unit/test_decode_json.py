@@ -663,6 +663,34 @@ def test_a_number_that_a_double_cannot_hold_keeps_its_digits(number: str) -> Non
         assert Decimal(done.batch.column(RESCUED)[0].as_py()[5:-1]) == Decimal(number)
 
 
+def test_a_number_in_a_short_form_hides_no_other_that_is_too_long() -> None:
+    page = '[{"a":1.2345678901234567e-5},{"a":0.1234567890123456789012}]'
+
+    done = decoded(page, a="float64")
+
+    assert done.batch.column("a").to_pylist() == [1.2345678901234567e-5, None]
+    assert done.batch.column(RESCUED).to_pylist() == [None, '{"a":0.1234567890123456789012}']
+
+
+@pytest.mark.parametrize(
+    "number",
+    [
+        "123456789012345678e-5",
+        "0.000123456789012345678",
+        "-1.23456789012345678",
+        "12345678901234567.8",
+        "1.23456789012345678E-7",
+    ],
+)
+def test_a_number_of_more_digits_than_a_double_has_is_found_in_every_form(number: str) -> None:
+    page = f'[{{"a":{number},"b":"0123456789abcdef0123456789012345678901"}}]'
+
+    done = decoded(page, a="float64", b="string")
+
+    assert done.batch.column("a").to_pylist() == [None]
+    assert Decimal(json.loads(done.batch.column(RESCUED)[0].as_py(), parse_float=str)["a"]) == Decimal(number)
+
+
 def test_doubles_as_servers_write_them_stay_on_the_fast_path() -> None:
     done = decoded('[{"a":0.30000000000000004,"b":"1234567890123456"}]', a="float64", b="string")
 

@@ -318,10 +318,28 @@ async def test_a_grant_that_could_not_be_used_at_once_counts_from_when_it_can() 
     assert limiter.try_acquire(0.0)
     clock.seconds = 7.0
 
-    used_at = await limiter.renew()
+    used_at = await limiter.renew(0.0)
 
     assert (used_at, limiter.ready_at(7.0)) == (7.0, pytest.approx(7.1))
     assert limiter.statistics().in_flight == 1
+
+
+async def test_grants_that_waited_together_go_an_interval_apart() -> None:
+    clock = VirtualClock()
+    limiter = Limiter(Limits(requests_per_second=10, burst=3, concurrency=3), clock)
+    granted = [clock.monotonic() for _ in range(3) if limiter.try_acquire(clock.monotonic())]
+    await clock.advance(7.0)
+    used: list[float] = []
+
+    async def renew(moment: float) -> None:
+        used.append(round(await limiter.renew(moment), 6))
+
+    async with anyio.create_task_group() as tasks:
+        for moment in granted:
+            tasks.start_soon(renew, moment)
+        await clock.advance(1.0)
+
+    assert (len(granted), used) == (3, [7.0, 7.1, 7.2])
 
 
 async def test_a_grant_is_not_used_in_a_pause_that_began_after_it() -> None:
@@ -335,7 +353,7 @@ async def test_a_grant_is_not_used_in_a_pause_that_began_after_it() -> None:
         used: list[float] = []
 
         async def renew() -> None:
-            used.append(await limiter.renew() - began)
+            used.append(await limiter.renew(began) - began)
 
         tasks.start_soon(renew)
         await anyio.wait_all_tasks_blocked()
