@@ -12,7 +12,7 @@ import random
 import re
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from types import MappingProxyType
 
 import anyio
@@ -243,7 +243,10 @@ def read_token_answer(body: bytes, *, date_header: datetime | None) -> TokenAnsw
             "the token endpoint answered without a usable token; check source.token_url, or use "
             'source.auth = "api_key" with a current key'
         )
-    exp, issued = _moment(answer.get("exp")), _moment(answer.get("iat")) or date_header
+    exp, issued = _moment(answer.get("exp")), _moment(answer.get("iat"))
+    if issued is None and date_header is not None:
+        # A Date header leaves the fraction of its second out: it may be nearly one second later.
+        issued = date_header + timedelta(seconds=1)
     lifetime = DEFAULT_LIFETIME_SECONDS
     if exp is not None and issued is not None:
         lifetime = max(0.0, (exp - issued).total_seconds())

@@ -284,7 +284,7 @@ def _changed_windows(store: Store, reading: Reading, staged: Sequence[Staged]) -
 def _digest(store: Store, paths: Sequence[str]) -> str:
     """An order-free digest of the values of files that have equal columns.
 
-    Equal values of one type print alike: no normal form is needed, which takes ten times longer.
+    Equal values of one type print alike: no normal form is needed, which costs more.
     """
     total = 0
     for path in paths:
