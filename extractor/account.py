@@ -39,7 +39,7 @@ from extractor.fetch import Fetcher, Request, Response, parse_date
 from extractor.lane import Budget, Lane, Page, parent_values
 from extractor.ledger import Ledger, OpenChain
 from extractor.limit import Limiter, parse_retry_after
-from extractor.paging import Chain, PageFacts, Step, Turns, fingerprint, needs_row_count, pointers_of
+from extractor.paging import Chain, PageFacts, Step, Turns, needs_row_count, pointers_of
 from extractor.plan import PageRequest, Plan, Span, first_requests, requests_of_parent
 from extractor.retry import GiveUp, RetryAt, RetryPolicy, Verdict, classify, decide
 from extractor.schedule import Frontier
@@ -68,8 +68,7 @@ class Figures:
     failed: int = 0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ending:
+class Ending(msgspec.Struct, frozen=True, kw_only=True):
     """How a request ended; to `act` on it, at its turn, gives the next page of its chain if there is one."""
 
     act: Callable[[], PageRequest | None]
@@ -93,10 +92,13 @@ class TableRun:
     """Of the chains that go on."""
     last_longest_chain: int = 0
     """Pages of the longest chain of the last run; 0 where nobody knows."""
+    pointers: tuple[str, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.pointers = pointers_of(self.endpoint)
 
 
-@dataclass(slots=True)
-class _Attempts:
+class _Attempts(msgspec.Struct):
     first_at: float
     count: int = 0
     is_reauthorized: bool = False
@@ -263,7 +265,8 @@ class AccountRun:
         self._is_reached = True
         self._known_good = self._known_good or request
         self.figures.succeeded += 1
-        self._note_time(response.server_date)
+        if self.server_offset is None:
+            self._note_time(response.server_date)
         self._observer(
             RequestSucceeded(
                 table=request.table,
@@ -288,7 +291,7 @@ class AccountRun:
         facts = PageFacts(
             headers=response.headers,
             facts=envelope.facts if envelope is not None else {},
-            fingerprint=fingerprint(rows),
+            body=rows,
             rows=len(msgspec.json.decode(rows, type=list[msgspec.Raw]))
             if needs_row_count(table.endpoint)
             else None,
@@ -756,7 +759,7 @@ def _open(table: TableRun, response: Response) -> Envelope | None:
                 response.read(),
                 records=table.endpoint.records,
                 columns=table.columns,
-                pointers=pointers_of(table.endpoint),
+                pointers=table.pointers,
             )
         case "ndjson":
             return open_lines(response.read())

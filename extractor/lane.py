@@ -24,7 +24,7 @@ import pyarrow.compute as pc
 
 from extractor.batch import arrivals
 from extractor.decode.binary import read_binary
-from extractor.decode.json import decode_rows
+from extractor.decode.json import Decoded, decode_rows
 from extractor.decode.log_archive import read_log_archive
 from extractor.decode.openmetrics import read_metrics
 from extractor.endpoint import Endpoint
@@ -89,7 +89,7 @@ class Budget:
         self.rows = 0
         self.peak = 0
         self._lanes: list[Lane] = []
-        self._freed = anyio.Event()
+        self._freed: anyio.Event | None = None
 
     def join(self, lane: Lane) -> None:
         """Count a lane among those that hold rows."""
@@ -118,6 +118,7 @@ class Budget:
     async def admit(self) -> None:
         """Return once another page may be asked for."""
         while self.is_full:
+            self._freed = self._freed or anyio.Event()
             await self._freed.wait()
 
     def take_body(self, size_bytes: int) -> None:
@@ -139,8 +140,9 @@ class Budget:
         return self.rows > self.size_bytes // 2
 
     def _wake(self) -> None:
-        self._freed.set()
-        self._freed = anyio.Event()
+        if self._freed is not None:
+            self._freed.set()
+            self._freed = None
 
 
 class Page(msgspec.Struct, frozen=True, kw_only=True):
@@ -334,9 +336,7 @@ class Lane:
 
     async def _handle_json(self, pages: Sequence[Page]) -> None:
         try:
-            decoded = await self._executor.run(
-                decode_rows, [page.rows for page in pages], self.schema, depth=self._bounds.depth
-            )
+            decoded, parts = await self._executor.run(self._decode, pages, self.schema)
         except (RequestError, DriftRefused) as failure:
             if len(pages) == 1:
                 self._on_failure(pages[0], failure)
@@ -346,12 +346,17 @@ class Lane:
             return
         self.schema = decoded.schema
         self._on_drift(decoded.drift)
-        batch = with_kept(decoded.batch, [page.request.keep for page in pages], decoded.lengths)
-        await self.sink.take(_parts(batch, pages, decoded.lengths))
+        await self.sink.take(parts)
         offset = 0
         for page, length in zip(pages, decoded.lengths, strict=True):
-            self._on_page(page, batch.slice(offset, length) if self._is_eager else None, length)
+            self._on_page(page, decoded.batch.slice(offset, length) if self._is_eager else None, length)
             offset += length
+
+    def _decode(self, pages: Sequence[Page], schema: TableSchema) -> tuple[Decoded, list[Part]]:
+        """The rows of pages, with the values of their parents, and the same window by window."""
+        decoded = decode_rows([page.rows for page in pages], schema, depth=self._bounds.depth)
+        batch = with_kept(decoded.batch, [page.request.keep for page in pages], decoded.lengths)
+        return msgspec.structs.replace(decoded, batch=batch), _parts(batch, pages, decoded.lengths)
 
     async def _handle_stream(self, page: Page, response: Response) -> None:
         """A format that is read piece by piece: all of it must be good before any of it is kept."""

@@ -12,9 +12,12 @@ from __future__ import annotations
 import re
 import zlib
 from collections.abc import Hashable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Generic, Literal, TypeVar
 from urllib.parse import parse_qsl, urljoin, urlsplit
+
+import msgspec
+from msgspec.structs import replace
 
 from extractor.endpoint import (
     Endpoint,
@@ -28,39 +31,29 @@ from extractor.endpoint import (
 from extractor.errors import PagingError
 from extractor.plan import PageRequest
 
-__all__ = ("Chain", "PageFacts", "Step", "Turns", "fingerprint", "needs_row_count", "pointers_of")
+__all__ = ("Chain", "PageFacts", "Step", "Turns", "needs_row_count", "pointers_of")
 
 A = TypeVar("A")
 
 # So many equal pages in a row are a loop, not a coincidence.
-_REPEATS = 8
-_PIECE_BYTES = 4096
+_REPEATS = 7
+_GLANCE_BYTES = 256
 
 _PARAMETER = r";\s*([^,;=\"]+)(?:=\s*(\"[^\"]*\"|[^,;]*))?"
 _LINK = re.compile(rf"<([^<>]*)>\s*((?:{_PARAMETER}\s*)*)")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PageFacts:
+class PageFacts(msgspec.Struct, frozen=True, kw_only=True):
     """What one answer says that matters for paging.
 
-    `headers` have lower-case names; `facts` maps JSON pointers to values; `rows` is the number of rows, or None
-    where nobody counted.
+    `headers` have lower-case names; `facts` maps JSON pointers to values; `body` tells a page that comes again and
+    again; `rows` is the number of rows, or None where nobody counted.
     """
 
     headers: Mapping[str, str]
     facts: Mapping[str, object]
-    fingerprint: bytes
+    body: bytes | memoryview
     rows: int | None = None
-
-
-def fingerprint(body: bytes | memoryview) -> bytes:
-    """A checksum of a body, for telling a page that comes again and again: no more depends on it."""
-    # In pieces: over a long one zlib lets go of the interpreter's lock, and has to wait for it.
-    checksum = 0
-    for offset in range(0, len(body), _PIECE_BYTES):
-        checksum = zlib.crc32(body[offset : offset + _PIECE_BYTES], checksum)
-    return b"%d:%d" % (len(body), checksum)
 
 
 def pointers_of(endpoint: Endpoint) -> tuple[str, ...]:
@@ -104,7 +97,8 @@ class Chain:
     notes: set[str] = field(default_factory=set)
     _rows_a_page: int = 0
     _tokens: set[str] = field(default_factory=set)
-    _last: bytes = b""
+    _glance: tuple[int, bytes, bytes] = (-1, b"", b"")
+    _whole: int | None = None
     _repeats: int = 0
 
     @property
@@ -156,10 +150,14 @@ class Chain:
         return _with(request, {name: str(int(dict(request.query)[name]) + step)})
 
     def _refuse_repeats(self, page: PageFacts) -> None:
-        self._repeats = self._repeats + 1 if page.fingerprint == self._last else 0
-        self._last = page.fingerprint
+        # Pages seldom look alike; only then all of their bytes count.
+        body = page.body
+        glance = (len(body), bytes(body[:_GLANCE_BYTES]), bytes(body[-_GLANCE_BYTES:]))
+        whole = zlib.crc32(body) if glance == self._glance else None
+        self._repeats = self._repeats + 1 if whole is not None and whole == self._whole else 0
+        self._glance, self._whole = glance, whole
         if self._repeats >= _REPEATS:
-            raise PagingError(f"the same page came {self._repeats + 1} times in a row")
+            raise PagingError(f"the same page came {self._repeats + 2} times in a row")
 
     def _next(self, request: PageRequest, page: PageFacts) -> PageRequest | None:
         match self.endpoint.paging:
@@ -277,8 +275,7 @@ class Chain:
         self._tokens.add(token)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Step(Generic[A]):
+class Step(msgspec.Struct, Generic[A], frozen=True, kw_only=True):
     """What follows when a chain goes on: the answer to the next page if it came `early`, or that
     its request `is_new`; neither where it is on its way.
 
@@ -291,8 +288,7 @@ class Step(Generic[A]):
     answers: tuple[A, ...] = ()
 
 
-@dataclass(slots=True)
-class _Ahead(Generic[A]):
+class _Ahead(msgspec.Struct, Generic[A]):
     request: PageRequest
     answer: A | None = None
     is_lost: bool = False
@@ -328,7 +324,7 @@ class Turns(Generic[A]):
 
     def place(self, request: PageRequest) -> Literal["turn", "early", "unwanted"]:
         """Whether an answer to the request is awaited now, or later, or not at all (any more)."""
-        if self.turn is not None and request.identity == self.turn.identity:
+        if self.turn is not None and (request is self.turn or request.identity == self.turn.identity):
             return "turn"
         ahead = self._ahead.get(request.identity)
         return "early" if ahead is not None and ahead.answer is None and not ahead.is_lost else "unwanted"

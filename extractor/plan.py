@@ -9,10 +9,12 @@ from __future__ import annotations
 import difflib
 import fnmatch
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Literal
 from urllib.parse import quote
+
+import msgspec
 
 from extractor.config import Config, parse_duration
 from extractor.endpoint import Endpoint, OffsetPaging, PagePaging, Window
@@ -49,8 +51,7 @@ class Span:
         return self.end is not None and self.end <= moment
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PageRequest:
+class PageRequest(msgspec.Struct, frozen=True, kw_only=True):
     """One page to be read. Two requests with equal `identity` are the same request.
 
     `path` is percent-encoded; `keep` are the parent's values for the rows; `window` is the label of the span;
@@ -362,4 +363,4 @@ def _requests(
             window=span.label if span is not None else "",
             is_trial=is_trial,
         )
-        yield replace(request, chain=f"{account} {endpoint.name} {request.full_label}")
+        yield msgspec.structs.replace(request, chain=f"{account} {endpoint.name} {request.full_label}")

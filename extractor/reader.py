@@ -438,6 +438,9 @@ class _Gate:
             self._run.hurry()
         return await self._limiter.acquire()
 
+    def try_acquire(self, now: float) -> bool:
+        return not self._budget.is_full and self._limiter.try_acquire(now)
+
     def release(self) -> None:
         self._limiter.release()
 

@@ -2,7 +2,8 @@
 
 `Frontier` awaits nothing and knows no HTTP: it de-duplicates, takes turns between groups in rounds so that none
 starves, and keeps what has to wait in a heap. `drain` is the only one who takes from it: it waits for memory, then
-for the limiter, and only then starts a task, so that live tasks never exceed the slots. Termination is the end of
+for the limiter, and only then starts a task, so that live tasks never exceed the slots; a task whose request has
+ended goes on with the next one that need not wait. Termination is the end of
 the task group.
 """
 
@@ -27,6 +28,8 @@ class Slots(Protocol):
     """What admits one attempt: concurrency, rate and shared pause at once (`limit.Limiter`)."""
 
     async def acquire(self) -> float: ...
+
+    def try_acquire(self, now: float) -> bool: ...
 
     def release(self) -> None: ...
 
@@ -70,7 +73,14 @@ class Frontier(Generic[R]):
         self._ready_count = 0
         self.in_flight = 0
         self._is_closed = False
-        self.changed = anyio.Event()
+        self._changed: anyio.Event | None = None
+
+    @property
+    def changed(self) -> anyio.Event:
+        """Set when anything of the frontier changes from now on."""
+        if self._changed is None:
+            self._changed = anyio.Event()
+        return self._changed
 
     @property
     def has_ready(self) -> bool:
@@ -210,8 +220,9 @@ class Frontier(Generic[R]):
         heapq.heappush(self._line, (turn, self._rank(group), self._order, group))
 
     def _notify(self) -> None:
-        self.changed.set()
-        self.changed = anyio.Event()
+        if self._changed is not None:
+            self._changed.set()
+            self._changed = None
 
 
 async def drain(
@@ -241,16 +252,28 @@ async def drain(
             if request is None:  # withdrawn, or the run was told to end, while we waited
                 slots.release()
                 continue
-            tasks.start_soon(_run, attempt, request, sent_at, slots)
+            tasks.start_soon(_run, attempt, request, sent_at, frontier, slots, clock)
 
 
 async def _run(
-    attempt: Callable[[R, float], Awaitable[None]], request: R, sent_at: float, slots: Slots
+    attempt: Callable[[R, float], Awaitable[None]],
+    first: R,
+    sent_at: float,
+    frontier: Frontier[R],
+    slots: Slots,
+    clock: Clock,
 ) -> None:
-    try:
-        await attempt(request, sent_at)
-    finally:
-        slots.release()
+    """Attempt one request, and go on with the next as long as it need not wait: a task for each would cost more."""
+    request: R | None = first
+    while request is not None:
+        try:
+            await attempt(request, sent_at)
+        finally:
+            slots.release()
+        sent_at = clock.monotonic()
+        if frontier.ready_at(sent_at) != sent_at or not slots.try_acquire(sent_at):
+            return
+        request = frontier.take(sent_at)
 
 
 async def _wait(changed: anyio.Event, clock: Clock, deadline: float | None) -> None:

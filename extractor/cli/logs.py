@@ -34,6 +34,8 @@ def log_lines(
     """An observer that writes one line for each event up to `level`."""
 
     def observe(event: Event) -> None:
+        if level < DEBUG and isinstance(event, RequestSucceeded | PageStored):
+            return  # they come with every request
         weight, text = _described(event)
         if weight <= level:
             write(f"{now():%Y-%m-%dT%H:%M:%SZ} {_LABELS[weight]}: {text}")

@@ -59,13 +59,11 @@ _PAGING_NAME = re.compile(
 # Maps with more keys than this are open in earnest.
 _MAP_KEYS = 64
 _NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
-# A number of up to 17 digits is what a double prints as. One of more has a run of more digits, or of more than that
-# with its point among them.
+# A number of up to 17 digits is what a double prints as.
 _DOUBLE_DIGITS = 17
-_LONG_STEPS = (1, 2, 4, 8, 2)
-_LONG_STEPS_WITH_POINT = (1, 2, 4, 8, 3)
-_ZERO, _ZERO_TO_NINE = pa.scalar(ord("0"), pa.uint8()), pa.scalar(10, pa.uint8())
-_POINT, _POINT_TO_NINE = pa.scalar(ord("."), pa.uint8()), pa.scalar(12, pa.uint8())
+# One of more has a point or an exponent beside its digits, or is an integer, whose size tells.
+_LONG_NUMBER = b"0" * (_DOUBLE_DIGITS + 2)
+_AS_ZEROS = bytes(ord("0") if character in b"0123456789.eE" else ord(" ") for character in range(256))
 _LONGEST_PREFIX = 400
 _TINIEST = 1e-99
 _TINY_NUMBER = r"[\[,:\s]-?[0-9.]+[eE]-[0-9]{3}"
@@ -307,7 +305,7 @@ def _decode_fast(pages: Sequence[bytes | memoryview], schema: TableSchema) -> De
     for page in pages:
         pieces += (b'{"data":', page, b"}\n")
     body = b"".join(pieces)
-    if _SURROGATE.search(body):
+    if b"\\u" in body and _SURROGATE.search(body):
         return None
     read = _read_strictly(body, len(pages), reading)
     if read is None:
@@ -481,23 +479,15 @@ def _holds_tiny(rows: pa.Array) -> bool:
 
 def _holds_long(text: bytes) -> bool:
     """True if a number of the text has more digits than are kept of it."""
-    # Kernels, that let other threads run, find the few places where one may be.
-    characters = pa.Array.from_buffers(pa.uint8(), len(text), [None, pa.py_buffer(text)])
-    is_digit = pc.less(pc.subtract(characters, _ZERO), _ZERO_TO_NINE)
-    is_number = pc.less(pc.subtract(characters, _POINT), _POINT_TO_NINE)  # a slash, too
-    places = [*_long_runs(is_digit, _LONG_STEPS), *_long_runs(is_number, _LONG_STEPS_WITH_POINT)]
-    return any(_is_inexact_at(text, place) for place in places)
-
-
-def _long_runs(is_there: pa.Array, steps: Sequence[int]) -> list[int]:
-    """Where runs begin that are longer than all steps together."""
-    is_long = is_there
-    for step in steps:  # in the end: so many from here on
-        is_long = pc.and_(is_long[:-step], is_long[step:])
-    if not is_long.true_count:
-        return []
-    # JSON begins with no digit.
-    return [before + 1 for before in pc.indices_nonzero(pc.and_not(is_long[1:], is_long[:-1])).to_pylist()]
+    # Few are long enough: that these are looked at one by one costs little.
+    zeros = text.translate(_AS_ZEROS)
+    place = zeros.find(_LONG_NUMBER)
+    while place >= 0:
+        if _is_inexact_at(text, place):
+            return True
+        end = zeros.find(b" ", place)
+        place = zeros.find(_LONG_NUMBER, end) if end >= 0 else -1
+    return False
 
 
 def _is_inexact_at(text: bytes, place: int) -> bool:

@@ -359,6 +359,16 @@ class CountedSlots:
         self.peak = max(self.peak, self.live)
         return self._clock.monotonic()
 
+    def try_acquire(self, now: float) -> bool:
+        try:
+            self._semaphore.acquire_nowait()
+        except anyio.WouldBlock:
+            return False
+        self.live += 1
+        self.granted += 1
+        self.peak = max(self.peak, self.live)
+        return True
+
     def release(self) -> None:
         self.live -= 1
         self._semaphore.release()
