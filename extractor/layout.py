@@ -26,6 +26,7 @@ GROUP_BYTES = 256 << 20
 _LEVEL = 3
 _SAMPLES = 16
 _SAMPLE_ROWS = 1024
+_SAMPLE_ROWS_LEAST = 128
 _SAMPLE_ROWS_COMPACTED = 8192
 _NARROW_BYTES = (1 << 31) - 1
 _SERIES = "_series"
@@ -43,7 +44,9 @@ def writer_options(table: pa.Table, *, compression: str, is_compacted: bool = Fa
     """
     dictionary: list[str] = []
     encodings: dict[str, str] = {}
-    sample = _sample(table, _SAMPLE_ROWS_COMPACTED if is_compacted else _SAMPLE_ROWS)
+    # The fewer rows a file begins with, the less there is to gain.
+    wanted = min(_SAMPLE_ROWS, max(_SAMPLE_ROWS_LEAST, table.num_rows // 8))
+    sample = _sample(table, _SAMPLE_ROWS_COMPACTED if is_compacted else wanted)
     for name in table.schema.names:
         for path, values in _leaves(name, sample[name].combine_chunks()):
             if pa.types.is_boolean(values.type):

@@ -32,6 +32,7 @@ from extractor.store import Output, Store
 __all__ = ("DataFile", "RowGroup", "Staged", "TableWriter", "WriteSettings", "rewrite", "staged_path")
 
 STAGING = "_extractor/staging"
+_BUFFER_BYTES = 128 << 10
 
 
 class DataFile(msgspec.Struct, frozen=True, kw_only=True):
@@ -264,13 +265,15 @@ class _OpenFile:
         self._output = output
         self._sink = _DigestingSink(output)
         self._rows = 0
+        # Parquet's writer gives many small pieces.
+        self._stream = pa.BufferedOutputStream(pa.PythonFile(self._sink, mode="w"), _BUFFER_BYTES)
         self._writer = pq.ParquetWriter(
-            pa.PythonFile(self._sink, mode="w"), self.schema, **writer_options(first, compression=compression)
+            self._stream, self.schema, **writer_options(first, compression=compression)
         )
 
     @property
     def size_bytes(self) -> int:
-        return self._sink.size_bytes
+        return int(self._stream.tell())
 
     def write(self, table: pa.Table) -> None:
         """Append one row group, or more if there are too many rows for one."""
@@ -280,6 +283,7 @@ class _OpenFile:
     def close(self) -> DataFile:
         """Complete the file, durably."""
         self._writer.close()
+        self._stream.close()
         self._output.close()
         return DataFile(
             path=self._path,
@@ -294,6 +298,7 @@ class _OpenFile:
         self._output.abort()
         self._sink.is_dropped = True
         self._writer.close()
+        self._stream.close()
 
 
 class _DigestingSink:
