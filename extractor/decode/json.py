@@ -72,8 +72,8 @@ _MICROS_LENGTH = len("2026-01-09T00:31:43.123456")
 # What hides a pair from a count of quotes before colons.
 _HIDDEN_PAIR = re.compile(rb'"[ \t\r\n]+:|\\u00(?:22|3[aA])')
 _DECIMAL_END = Decimal(10) ** 26
-_NONE = pa.scalar(0, pa.int32())
-_FIRST_OFFSET = pa.repeat(_NONE, 1)
+_ONE = pa.scalar(1, pa.int32())
+_FIRST_OFFSET = pa.repeat(pa.scalar(0, pa.int32()), 1)
 
 
 class Envelope(msgspec.Struct, frozen=True, kw_only=True):
@@ -305,7 +305,8 @@ def _decode_fast(pages: Sequence[bytes | memoryview], schema: TableSchema) -> De
     for page in pages:
         pieces += (b'{"data":', page, b"}\n")
     body = b"".join(pieces)
-    if b"\\u" in body and _SURROGATE.search(body):
+    # A search for one character takes a tenth of the time of any other.
+    if b"\\" in body and _SURROGATE.search(body):
         return None
     read = _read_strictly(body, len(pages), reading)
     if read is None:
@@ -400,22 +401,21 @@ def _cast_fast(column: pa.Array, column_type: ColumnType) -> pa.Array:
 
 def _struct_to_map(column: pa.StructArray, column_type: MapType) -> pa.MapArray:
     """Row by row the fields that are not null, as entries of a map."""
-    names = pa.array([field.name for field in column.type], pa.string())
-    keys, values, rows = [], [], []
-    counts = pa.repeat(_NONE, len(column))
-    for number, members in enumerate(column.flatten()):
-        is_there = members.is_valid()
-        present = pc.indices_nonzero(is_there)
-        rows.append(present)
-        values.append(members.drop_null())
-        keys.append(pa.repeat(pa.scalar(number, pa.int32()), len(present)))
-        counts = pc.add(counts, is_there.cast(pa.int32()))
-    # From key by key to row by row: the sort keeps equal rows in the order in which they stand.
-    order = pc.array_sort_indices(pa.concat_arrays(rows))
+    rows, names = len(column), [field.name for field in column.type]
+    # As numbers of the type that they meet: others would first be cast.
+    length, width = pa.scalar(rows, pa.int32()), pa.scalar(len(names), pa.int32())
+    place = pc.subtract(pc.cumulative_sum(pa.repeat(_ONE, rows * len(names))), _ONE)
+    row = pc.divide(place, width)
+    key = pc.subtract(place, pc.multiply(row, width))
+    # From key by key to row by row.
+    values = pa.concat_arrays(column.flatten()).take(pc.add(pc.multiply(key, length), row))
+    is_there = values.is_valid()
+    last_of_row = pc.subtract(pc.multiply(pc.add(place[:rows], _ONE), width), _ONE)
+    ends = pc.cumulative_sum(is_there.cast(pa.int32())).take(last_of_row)
     return pa.MapArray.from_arrays(
-        pa.concat_arrays([_FIRST_OFFSET, pc.cumulative_sum(counts)]),
-        names.take(pa.concat_arrays(keys).take(order)),
-        pa.concat_arrays(values).take(order),
+        pa.concat_arrays([_FIRST_OFFSET, ends]),
+        pa.array(names, pa.string()).take(key.filter(is_there)),
+        values.drop_null(),
         type=arrow_type(column_type),
         mask=column.is_null() if column.null_count else None,
     )
