@@ -111,14 +111,26 @@ MUTATIONS = (
     _one(
         "freed memory wakes nobody",
         "lane.py",
-        "        self._freed.set()\n        self._freed = anyio.Event()\n",
-        "        self._freed = anyio.Event()\n",
+        "            self._freed.set()\n",
+        "",
     ),
     _one(
         "a change of the frontier wakes nobody",
         "schedule.py",
-        "        self.changed.set()\n        self.changed = anyio.Event()\n",
-        "        self.changed = anyio.Event()\n",
+        "            self._changed.set()\n",
+        "",
+    ),
+    _one(
+        "a task goes on with a request that was not granted",
+        "schedule.py",
+        "if frontier.ready_at(sent_at) != sent_at or not slots.try_acquire(sent_at):",
+        "if frontier.ready_at(sent_at) != sent_at:",
+    ),
+    _one(
+        "a task goes on although memory is full",
+        "reader.py",
+        "not self._budget.is_full and self._limiter.try_acquire(now)",
+        "self._limiter.try_acquire(now)",
     ),
     # tokens
     _one(
@@ -205,8 +217,8 @@ MUTATIONS = (
     _one(
         "pages are admitted whatever is held",
         "lane.py",
-        "        while self.is_full:\n            await self._freed.wait()\n",
-        "        return\n",
+        "            self._freed = self._freed or anyio.Event()\n            await self._freed.wait()\n",
+        "            return\n",
     ),
     _one(
         "a body is never given back",
