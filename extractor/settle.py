@@ -310,8 +310,10 @@ def last_longest_chain(prior: TableState | None) -> int:
 def _state(reading: Reading) -> Mapping[str, object]:
     """What the next run must know: where its windows stand, and how long the way through its pages is."""
     longest = reading.ledger.longest_chain
+    # For readers, who compare by it and have no catalogue.
+    key = {"key": list(reading.endpoint.key)} if reading.endpoint.key else {}
     # One page is what is taken for granted: most tables need no more, and their state then stays as it is.
-    return {**_windows(reading), **({_LONGEST_CHAIN: longest} if longest > 1 else {})}
+    return {**key, **_windows(reading), **({_LONGEST_CHAIN: longest} if longest > 1 else {})}
 
 
 def _windows(reading: Reading) -> Mapping[str, object]:
