@@ -102,8 +102,8 @@ def align(table: pa.Table, schema: pa.Schema) -> pa.Table:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Pairs:
-    """Row numbers: pairs whose key only they have, rows whose key the other table lacks, and rows of which this does
-    not tell.
+    """Row numbers: pairs whose key only they have, rows whose key the other table lacks, and rows of which this
+    does not tell.
     """
 
     left: pa.Array
