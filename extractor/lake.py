@@ -15,8 +15,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from extractor.commit import CommitLog, LogEntry, TableKey, TableState, old_path, staged_path
+from extractor.commit import CommitLog, LogEntry, TableKey, TableState
 from extractor.errors import ConfigError, LakeError
+from extractor.places import places
 from extractor.store import Store, StoreMissing
 from extractor.stores import open_store
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
     from extractor.diff import TableDiff
     from extractor.history import Changes, History, Series, Snapshot
+    from extractor.verify import VerifyReport
     from extractor.write import DataFile
 
 __all__ = ("FileRow", "Lake", "LakeTable", "RunRow")
@@ -180,9 +182,19 @@ class Lake:
         base = self.entry(since) if since is not None else None
         return Changes(name, past.key, past.schema, past.series(account, base))
 
+    def verify(self, run: str | None = None, *, everything: bool = False) -> VerifyReport:
+        """Read the files of the current state again, of the state after a run, or `everything`; and look for
+        files in the folders of the tables that no entry of the log names.
+
+        Raises: LakeError if the log cannot be read; ConfigError for an unknown run.
+        """
+        from extractor.verify import verify
+
+        return verify(self.store, self.log, self.entry(run), everything=everything)
+
     def locate(self, path: str, entry: LogEntry) -> str:
         """Where in the store the data file is now. Raises: LakeError if nowhere, naming a whole run."""
-        for place in _places(path, entry.publishing):
+        for place in places(path, entry.publishing):
             if self.store.exists(place):
                 return place
         raise self._missing(path, entry)
@@ -239,7 +251,7 @@ class Lake:
                     paths = [file.path for file in self.log.state_of(entry, *key).files]
                     for path in paths:
                         if path not in there:
-                            there[path] = any(map(self.store.exists, _places(path, entry.publishing)))
+                            there[path] = any(map(self.store.exists, places(path, entry.publishing)))
                     whole[reference.digest] = all(there[path] for path in paths)
             if all(whole[reference.digest] for reference in entry.tables.values()):
                 return entry.run_id
@@ -327,6 +339,29 @@ class LakeTable:
         schema = self.schema
         return pa.Table.from_batches(list(self.to_batches()), schema=schema)
 
+    @property
+    def uri(self) -> str:
+        return self._lake.store.uri
+
+    def local_paths(self) -> list[Path] | None:
+        """Where its files are now, for programs that open files by name; None where there is no such thing.
+
+        Raises: LakeError if a file is nowhere.
+        """
+        store = self._lake.store
+        found: list[Path] = []
+        for file in self.files():
+            place = next(
+                (place for place in places(file.path, self._publishing) if store.exists(place)), None
+            )
+            if place is None:
+                raise self._lake._missing(file.path, self.entry)
+            path = store.local_path(place)
+            if path is None:
+                return None
+            found.append(path)
+        return found
+
     def __arrow_c_stream__(self, requested_schema: object = None) -> object:
         import pyarrow as pa
 
@@ -393,7 +428,7 @@ class LakeTable:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        for place in _places(path, self._publishing):
+        for place in places(path, self._publishing):
             try:
                 source = self._open_place(place)
             except StoreMissing:
@@ -601,17 +636,6 @@ class _Past:
 def _key_of(state: TableState) -> tuple[str, ...]:
     key = state.state.get("key")
     return tuple(str(name) for name in key) if isinstance(key, (list, tuple)) else ()
-
-
-def _places(path: str, publishing: Iterable[str]) -> Iterator[str]:
-    """Where a data file may be. Its place comes last again: it may be moved there while the others are
-    tried.
-    """
-    yield path
-    for run_id in publishing:
-        yield staged_path(run_id, path)
-    yield old_path(path)
-    yield path
 
 
 def _replaced(

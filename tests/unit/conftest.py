@@ -106,9 +106,7 @@ class Nights:
             if label and (start := datetime.fromisoformat(f"{label}-01"[:10]).replace(tzinfo=UTC))
         )
         ledger = Ledger(table=endpoint.name, spans=spans)
-        stamp = Stamp(
-            run_id=run_id, account=account, snapshot_at=at, is_event=endpoint.sync.is_event
-        )
+        stamp = Stamp(run_id=run_id, account=account, snapshot_at=at, is_event=endpoint.sync.is_event)
         writer = TableWriter(
             self.store, endpoint, stamp, settings=WriteSettings(), snapshot_date=f"{at:%Y-%m-%d}"
         )

@@ -1,16 +1,14 @@
 from __future__ import annotations
 
-from collections.abc import Mapping
 from datetime import datetime, timedelta
+from itertools import pairwise
 from typing import Any
 
 import pyarrow as pa
-import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from extractor.digest import normalise, row_bytes
-from extractor.errors import ConfigError
 from extractor.testing import canonical
 
 World = dict[str, dict[str, Any]]
@@ -25,7 +23,8 @@ VALUES = st.fixed_dictionaries(
         "since": st.sampled_from(["2026-01-09T00:31:43Z", "2026-01-09T00:31:43.123456789Z", "soon"]),
         "tags": st.dictionaries(st.sampled_from(["x", "y"]), st.sampled_from(["1", "2"]), max_size=2),
         "nodes": st.lists(
-            st.fixed_dictionaries({"n": st.sampled_from([1, 2, None])}, optional={"m": st.just("q")}), max_size=2
+            st.fixed_dictionaries({"n": st.sampled_from([1, 2, None])}, optional={"m": st.just("q")}),
+            max_size=2,
         ),
         "late": st.sampled_from([True, "text", {"deep": [1]}]),
     },
@@ -144,10 +143,8 @@ def test_without_a_key_rows_are_added_or_removed_whole(worlds: list[World], nigh
     for world in worlds:
         past.night({"services": [row for row in world.values() if row]})
 
-    for number, (before, after) in enumerate(zip(worlds, worlds[1:], strict=False), 1):
-        old, new = (
-            sorted(row_bytes(row) for row in world.values() if row) for world in (before, after)
-        )
+    for number, (before, after) in enumerate(pairwise(worlds), 1):
+        old, new = (sorted(row_bytes(row) for row in world.values() if row) for world in (before, after))
         diff = past.lake.diff(f"night-{number}", f"night-{number + 1}", "services")
         rows = list(diff.rows())
         assert not [row for row in rows if row.operation == "changed"]
