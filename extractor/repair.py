@@ -147,7 +147,7 @@ def _plan(
         )
     for path in sorted(bad.keys() - current):
         found = bad[path]
-        lost.append(f"{found.table}: {found.rows:,} rows of {path}, which only earlier states had")
+        lost.append(f"{found.table}: {_rows(found.rows)} of {path}, which only earlier states had")
     return _Plan(updates=tuple(updates), removed=tuple(sorted(bad)), lost=tuple(lost))
 
 
@@ -185,9 +185,9 @@ def _without_events(state: TableState, gone: Sequence[DataFile], run_id: str) ->
         rows=sum(file.rows for file in files),
         state=opened,
         status="partial",
-        reason=f"{rows:,} rows of {shown} were lost (repair {run_id})",
+        reason=f"{_rows(rows)} of {shown} were lost (repair {run_id})",
     )
-    return healed, [f"{state.table}: {rows:,} rows of {shown}; {outlook}"]
+    return healed, [f"{state.table}: {_rows(rows)} of {shown}; {outlook}"]
 
 
 def _reopened(state: TableState, days: Iterable[str]) -> tuple[dict[str, object], bool]:
@@ -227,11 +227,11 @@ def _with_earlier_windows(
         earlier = _earlier(store, log, newest, state, partial(_is_of_window, label))
         rows = sum(file.rows for file in state.files if _partition(file, "window") == label)
         if earlier is None:
-            lines.append(f"{state.table}: {rows:,} rows of window {label}; the next run reads it again")
+            lines.append(f"{state.table}: {_rows(rows)} of window {label}; the next run reads it again")
             continue
         kept += earlier[1]
         lines.append(
-            f"{state.table}: the reading of window {label} ({rows:,} rows); back to that of run "
+            f"{state.table}: the reading of window {label} ({_rows(rows)}); back to that of run "
             f"{earlier[0].run_id}, and the next run reads it again"
         )
     holes = {f"{label}-01"[:10] for label in labels}
@@ -251,7 +251,7 @@ def _with_earlier_windows(
 def _earlier_snapshot(
     store: Store, log: CommitLog, newest: LogEntry, state: TableState, run_id: str
 ) -> tuple[TableState, list[str]]:
-    what = f"{state.table}: the snapshot of run {state.run_id} ({state.rows:,} rows)"
+    what = f"{state.table}: the snapshot of run {state.run_id} ({_rows(state.rows)})"
     found = _earlier(store, log, newest, state, lambda file: True)
     if found is None:
         reason = f"its snapshot was damaged, and there is no earlier one (repair {run_id})"
@@ -267,7 +267,7 @@ def _earlier_snapshot(
         reason=f"the snapshot of run {state.run_id} was damaged (repair {run_id})",
         content="",
     )
-    return healed, [f"{what}; back to that of run {earlier.run_id} ({earlier.rows:,} rows)"]
+    return healed, [f"{what}; back to that of run {earlier.run_id} ({_rows(earlier.rows)})"]
 
 
 def _earlier(
@@ -302,6 +302,10 @@ def _earlier(
         if not any(check_files(store, targets, newest.publishing)):
             return earlier, files
     return None
+
+
+def _rows(count: int) -> str:
+    return f"{count:,} row{'' if count == 1 else 's'}"
 
 
 def _is_of_window(label: str, file: DataFile) -> bool:
@@ -342,7 +346,11 @@ def _carry_out(
             replaced=dict.fromkeys(plan.removed, ()),
         )
     moved: dict[str, str] = {}
+    beaten = clock.monotonic()
     for found in findings:
+        if clock.monotonic() - beaten > leases.heartbeat_seconds:
+            leases.beat()
+            beaten = clock.monotonic()
         aside = f"{ASIDE}/{run_id}/{found.path}"
         for place in places(found.path, publishing):
             try:

@@ -48,6 +48,8 @@ def sql(arguments: Arguments, query: str, as_of: str | None) -> int:
     rows = list(zip(*columns, strict=True)) if columns else []
     if arguments.is_json:
         arguments.output.write_json([dict(zip(names, row, strict=True)) for row in rows])
+    elif names == ["explain_key", "explain_value"]:
+        arguments.output.write("\n".join(str(row[1]) for row in rows))
     else:
         numbers = frozenset(
             name for name, column in zip(names, found.schema, strict=True) if _is_number(column.type)

@@ -6,6 +6,7 @@ queries. Views are made of those tables that a query names.
 
 from __future__ import annotations
 
+import difflib
 import re
 import tempfile
 from collections.abc import Iterator
@@ -49,7 +50,7 @@ def query(lake: Lake, text: str, *, as_of: str | None = None) -> pa.Table:
                 if _is_io(error) and attempt < _ATTEMPTS:
                     continue
                 _blame_the_lake(lake, text, as_of, error)
-                raise ConfigError(f"the query cannot be run: {_one_line(error)}") from error
+                raise ConfigError(f"the query cannot be run: {_told(lake, as_of, error)}") from error
     raise LakeError(f"the files of lake {lake.store.uri} are moved all the time; run the query again")
 
 
@@ -179,6 +180,19 @@ def _blame_the_lake(lake: Lake, text: str, as_of: str | None, error: Exception) 
 def _read_through(table: LakeTable) -> None:
     for _ in table.to_batches():
         pass
+
+
+def _told(lake: Lake, as_of: str | None, error: Exception) -> str:
+    """What is wrong with a query, with the lake's own names for a table that there is not."""
+    unknown = re.search(r"Table with name (\S+) does not exist", str(error))
+    if unknown is None:
+        return _one_line(error)
+    tables = lake.tables(as_of)
+    close = difflib.get_close_matches(
+        unknown[1], [f"{name}{ending}" for name in tables for ending in ("", HISTORY, CHANGES)], n=1
+    )
+    advice = f"did you mean {close[0]}?" if close else f"there are {', '.join(tables[:5])} and others"
+    return f"no table {unknown[1]} in lake {lake.store.uri}; {advice}"
 
 
 def _one_line(error: Exception) -> str:
