@@ -605,14 +605,18 @@ class _Past:
 
     def _tables(self, account: str, after: int) -> Iterator[LakeTable]:
         """The table after each entry that changed its files, oldest first; no dropped snapshots."""
-        files: tuple[DataFile, ...] | None = None
+        last: object = None
         for number in self._numbers[account]:
             if number <= after:
                 continue
             entry = self._lake.log.read(number)
             table = self._table(entry, (self._name, account))
-            if table is not None and table.files() != files:
-                files = table.files()
+            if table is None:
+                continue
+            # Of events one merged file holds the rows of many runs.
+            content = (table.files(), table.committed_runs if self._is_event[account] else None)
+            if content != last:
+                last = content
                 yield table
 
     def _table(self, entry: LogEntry, key: TableKey) -> LakeTable | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, date, datetime
 from functools import partial
 from secrets import token_hex
 
@@ -26,6 +26,7 @@ from extractor.commit import (
     publish,
     roll_forward,
 )
+from extractor.endpoint import Endpoint
 from extractor.errors import CommitConflict, LakeBusy
 from extractor.places import places
 from extractor.store import Store, StoreMissing
@@ -58,6 +59,7 @@ def repair(
     log: CommitLog,
     findings: Sequence[Finding],
     *,
+    endpoints: Mapping[str, Endpoint] | None = None,
     clock: Clock | None = None,
     wait_seconds: float = 3600,
     pause: Callable[[float], None] = time.sleep,
@@ -65,7 +67,8 @@ def repair(
 ) -> Repair:
     """Take the files of `findings` out of the lake, by one commit, and then out of the folders of the tables.
 
-    Waits up to `wait_seconds` for runs that write those tables; `observe` is told of it, once.
+    `endpoints` tell how the windows of lost events are cut. Waits up to `wait_seconds` for runs that write those
+    tables; `observe` is told of it, once.
     Raises: LakeBusy if such a run goes on for longer; LakeError if the lake cannot be written.
     """
     clock = clock or SystemClock()
@@ -73,8 +76,11 @@ def repair(
     store.check_writable()
     for _ in range(_REPLANS):
         newest = log.newest()
+        if newest is None:
+            break
         keys = _concerned(newest, findings)
-        plan = _plan(store, log, newest, findings, run_id)
+        patient = _Patient(store=store, log=log, newest=newest, endpoints=endpoints or {}, run_id=run_id)
+        plan = patient.plan(findings)
         leases = Leases(store, run_id=run_id, clock=clock, tables=keys)
         _acquire(leases, wait_seconds, pause, observe)
         try:
@@ -86,9 +92,9 @@ def repair(
     raise CommitConflict(f"cannot repair lake {store.uri}: other writers were always first; try again")
 
 
-def _concerned(newest: LogEntry | None, findings: Iterable[Finding]) -> list[TableKey]:
+def _concerned(newest: LogEntry, findings: Iterable[Finding]) -> list[TableKey]:
     tables = {found.table for found in findings}
-    return sorted(key for key in (newest.tables if newest is not None else ()) if key[0] in tables)
+    return sorted(key for key in newest.tables if key[0] in tables)
 
 
 def _acquire(
@@ -109,10 +115,8 @@ def _acquire(
             return
 
 
-def _is_as_planned(planned: LogEntry | None, newest: LogEntry | None, keys: Iterable[TableKey]) -> bool:
-    before = planned.tables if planned is not None else {}
-    now = newest.tables if newest is not None else {}
-    return all(before.get(key) == now.get(key) for key in keys)
+def _is_as_planned(planned: LogEntry, newest: LogEntry | None, keys: Iterable[TableKey]) -> bool:
+    return newest is not None and all(planned.tables.get(key) == newest.tables.get(key) for key in keys)
 
 
 # --- what becomes of the tables -----------------------------------------------------------------------------
@@ -126,182 +130,159 @@ class _Plan:
     lost: tuple[str, ...]
 
 
-def _plan(
-    store: Store, log: CommitLog, newest: LogEntry | None, findings: Sequence[Finding], run_id: str
-) -> _Plan:
-    bad = {found.path: found for found in findings if found.kind != "extra"}
-    updates: list[Update] = []
-    lost: list[str] = []
-    current: set[str] = set()
-    for table, account in _concerned(newest, bad.values()):
-        assert newest is not None
-        state = log.state_of(newest, table, account)
-        gone = [file for file in state.files if file.path in bad]
-        current.update(file.path for file in gone)
-        if not gone:
-            continue
-        healed, lines = _healed(store, log, newest, state, gone, run_id)
-        lost += lines
-        updates.append(
-            Update(table=table, account=account, state=healed, expected=newest.tables[table, account])
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Patient:
+    """A lake after one entry, and what is known of its endpoints."""
+
+    store: Store
+    log: CommitLog
+    newest: LogEntry
+    endpoints: Mapping[str, Endpoint]
+    run_id: str
+
+    def plan(self, findings: Sequence[Finding]) -> _Plan:
+        bad = {found.path: found for found in findings if found.kind != "extra"}
+        updates: list[Update] = []
+        lost: list[str] = []
+        current: set[str] = set()
+        for table, account in _concerned(self.newest, bad.values()):
+            state = self.log.state_of(self.newest, table, account)
+            gone = [file for file in state.files if file.path in bad]
+            if not gone:
+                continue
+            current.update(file.path for file in gone)
+            healed, lines = self._healed(state, gone)
+            lost += lines
+            expected = self.newest.tables[table, account]
+            updates.append(Update(table=table, account=account, state=healed, expected=expected))
+        for path in sorted(bad.keys() - current):
+            found = bad[path]
+            lost.append(f"{found.table}: {_rows(found.rows)} of {path}, which only earlier states had")
+        return _Plan(updates=tuple(updates), removed=tuple(sorted(bad)), lost=tuple(lost))
+
+    def _healed(self, state: TableState, gone: Sequence[DataFile]) -> tuple[TableState, list[str]]:
+        """The state without those files, and in words what is lost with them."""
+        if state.snapshot_at is None:
+            return self._without_events(state, gone)
+        if state.sync == "window":
+            return self._with_earlier_windows(state, gone)
+        return self._earlier_snapshot(state)
+
+    def _without_events(self, state: TableState, gone: Sequence[DataFile]) -> tuple[TableState, list[str]]:
+        paths = {file.path for file in gone}
+        files = tuple(file for file in state.files if file.path not in paths)
+        days = {_partition(file, "event_date") for file in gone}
+        rows = _rows(sum(file.rows for file in gone))
+        shown = ", ".join(sorted(day if day != NULL_PARTITION else "no date" for day in days))
+        opened, is_read_again = self._reopened(state, days)
+        outlook = (
+            "the next run reads them again, as far as the API still has them"
+            if is_read_again
+            else "what the API still has of them comes with the next run"
         )
-    for path in sorted(bad.keys() - current):
-        found = bad[path]
-        lost.append(f"{found.table}: {_rows(found.rows)} of {path}, which only earlier states had")
-    return _Plan(updates=tuple(updates), removed=tuple(sorted(bad)), lost=tuple(lost))
-
-
-def _healed(
-    store: Store,
-    log: CommitLog,
-    newest: LogEntry,
-    state: TableState,
-    gone: Sequence[DataFile],
-    run_id: str,
-) -> tuple[TableState, list[str]]:
-    """The state without those files, and in words what is lost with them."""
-    if state.snapshot_at is None:
-        return _without_events(state, gone, run_id)
-    if state.sync == "window":
-        return _with_earlier_windows(store, log, newest, state, gone, run_id)
-    return _earlier_snapshot(store, log, newest, state, run_id)
-
-
-def _without_events(state: TableState, gone: Sequence[DataFile], run_id: str) -> tuple[TableState, list[str]]:
-    paths = {file.path for file in gone}
-    files = tuple(file for file in state.files if file.path not in paths)
-    days = {_partition(file, "event_date") for file in gone}
-    rows = sum(file.rows for file in gone)
-    shown = ", ".join(sorted(day if day != NULL_PARTITION else "no date" for day in days))
-    opened, is_read_again = _reopened(state, days)
-    outlook = (
-        "the next run reads them again, as far as the API still has them"
-        if is_read_again
-        else "what the API still has of them comes with the next run"
-    )
-    healed = replace(
-        state,
-        files=files,
-        rows=sum(file.rows for file in files),
-        state=opened,
-        status="partial",
-        reason=f"{_rows(rows)} of {shown} were lost (repair {run_id})",
-    )
-    return healed, [f"{state.table}: {_rows(rows)} of {shown}; {outlook}"]
-
-
-def _reopened(state: TableState, days: Iterable[str]) -> tuple[dict[str, object], bool]:
-    """What the next run knows: the windows of those days are holes, or not done yet."""
-    known = dict(state.state)
-    windows = known.get("windows")
-    if not isinstance(windows, Mapping):
-        return {name: value for name, value in known.items() if name == "key"}, False
-    if NULL_PARTITION in days:
-        known.pop("windows")
-        return known, True
-    opened = dict(windows)
-    if "holes" in opened:
-        holes = opened["holes"]
-        opened["holes"] = sorted({*(holes if isinstance(holes, (list, tuple)) else ()), *days})
-    else:
-        first = datetime.combine(date.fromisoformat(min(days)), datetime.min.time(), UTC) - timedelta(
-            seconds=1
+        healed = replace(
+            state,
+            files=files,
+            rows=sum(file.rows for file in files),
+            state=opened,
+            status="partial",
+            reason=f"{rows} of {shown} were lost (repair {self.run_id})",
         )
-        until = str(opened.get("done_until") or "")
-        opened["done_until"] = min(until, first.isoformat()) if until else until
-    return {**known, "windows": opened}, True
+        return healed, [f"{state.table}: {rows} of {shown}; {outlook}"]
 
+    def _reopened(self, state: TableState, days: Iterable[str]) -> tuple[dict[str, object], bool]:
+        """What the next run knows: the windows of those days are holes, or not done yet."""
+        # What is remembered of the parent's rows says that nothing is new under them: now something is.
+        known = {name: value for name, value in state.state.items() if not name.startswith("parent:")}
+        windows = known.pop("windows", None)
+        if not isinstance(windows, Mapping) or NULL_PARTITION in days:
+            return known, windows is not None
+        opened = dict(windows)
+        endpoint = self.endpoints.get(state.table)
+        window = endpoint.sync.window if endpoint is not None else None
+        if window is None or window.step:
+            opened["holes"] = sorted({*(opened.get("holes") or ()), *days})
+        elif until := str(opened.get("done_until") or ""):
+            first = datetime.combine(date.fromisoformat(min(days)), datetime.min.time(), UTC)
+            opened["done_until"] = min(until, first.isoformat())
+        return {**known, "windows": opened}, True
 
-def _with_earlier_windows(
-    store: Store,
-    log: CommitLog,
-    newest: LogEntry,
-    state: TableState,
-    gone: Sequence[DataFile],
-    run_id: str,
-) -> tuple[TableState, list[str]]:
-    labels = {_partition(file, "window") for file in gone}
-    kept = [file for file in state.files if _partition(file, "window") not in labels]
-    lines: list[str] = []
-    for label in sorted(labels):
-        earlier = _earlier(store, log, newest, state, partial(_is_of_window, label))
-        rows = sum(file.rows for file in state.files if _partition(file, "window") == label)
-        if earlier is None:
-            lines.append(f"{state.table}: {_rows(rows)} of window {label}; the next run reads it again")
-            continue
-        kept += earlier[1]
-        lines.append(
-            f"{state.table}: the reading of window {label} ({_rows(rows)}); back to that of run "
-            f"{earlier[0].run_id}, and the next run reads it again"
+    def _with_earlier_windows(
+        self, state: TableState, gone: Sequence[DataFile]
+    ) -> tuple[TableState, list[str]]:
+        labels = sorted({_partition(file, "window") for file in gone})
+        kept = [file for file in state.files if _partition(file, "window") not in labels]
+        lines: list[str] = []
+        for label in labels:
+            is_of_window = partial(_is_of_window, label)
+            what = f"{state.table}: the reading of window {label}"
+            what += f" ({_rows(sum(file.rows for file in filter(is_of_window, state.files)))})"
+            found = self._earlier(state, is_of_window)
+            if found is None:
+                lines.append(f"{what}; the next run reads it again")
+                continue
+            earlier, files = found
+            kept += files
+            lines.append(f"{what}; back to that of run {earlier.run_id}, and the next run reads it again")
+        opened, _ = self._reopened(state, {f"{label}-01"[:10] for label in labels})
+        healed = replace(
+            state,
+            files=tuple(sorted(kept, key=lambda file: file.path)),
+            rows=sum(file.rows for file in kept),
+            state=opened,
+            status="partial",
+            reason=f"windows {', '.join(labels)} were damaged (repair {self.run_id})",
+            content="",
         )
-    holes = {f"{label}-01"[:10] for label in labels}
-    opened, _ = _reopened(state, holes)
-    healed = replace(
-        state,
-        files=tuple(sorted(kept, key=lambda file: file.path)),
-        rows=sum(file.rows for file in kept),
-        state=opened,
-        status="partial",
-        reason=f"windows {', '.join(sorted(labels))} were damaged (repair {run_id})",
-        content="",
-    )
-    return healed, lines
+        return healed, lines
 
+    def _earlier_snapshot(self, state: TableState) -> tuple[TableState, list[str]]:
+        what = f"{state.table}: the snapshot of run {state.run_id} ({_rows(state.rows)})"
+        found = self._earlier(state, lambda file: True)
+        if found is None:
+            reason = f"its snapshot was damaged, and there is no earlier one (repair {self.run_id})"
+            lost = replace(state, files=(), rows=0, status="failed", reason=reason, content="")
+            return lost, [f"{what}; there is no earlier one, and the next run reads the table again"]
+        earlier, files = found
+        healed = replace(
+            earlier,
+            files=files,
+            columns=state.columns,
+            state=state.state,
+            status="partial",
+            reason=f"the snapshot of run {state.run_id} was damaged (repair {self.run_id})",
+            content="",
+        )
+        return healed, [f"{what}; back to that of run {earlier.run_id} ({_rows(earlier.rows)})"]
 
-def _earlier_snapshot(
-    store: Store, log: CommitLog, newest: LogEntry, state: TableState, run_id: str
-) -> tuple[TableState, list[str]]:
-    what = f"{state.table}: the snapshot of run {state.run_id} ({_rows(state.rows)})"
-    found = _earlier(store, log, newest, state, lambda file: True)
-    if found is None:
-        reason = f"its snapshot was damaged, and there is no earlier one (repair {run_id})"
-        lost = replace(state, files=(), rows=0, status="failed", reason=reason, content="")
-        return lost, [f"{what}; there is no earlier one, and the next run reads the table again"]
-    earlier, files = found
-    healed = replace(
-        earlier,
-        files=files,
-        columns=state.columns,
-        state=state.state,
-        status="partial",
-        reason=f"the snapshot of run {state.run_id} was damaged (repair {run_id})",
-        content="",
-    )
-    return healed, [f"{what}; back to that of run {earlier.run_id} ({_rows(earlier.rows)})"]
-
-
-def _earlier(
-    store: Store,
-    log: CommitLog,
-    newest: LogEntry,
-    state: TableState,
-    belongs: Callable[[DataFile], bool],
-) -> tuple[TableState, tuple[DataFile, ...]] | None:
-    """The newest earlier state that has such files, and all of them whole; with those files."""
-    key = (state.table, state.account)
-    removed: set[str] = set()
-    seen = {tuple(file.path for file in state.files if belongs(file))}
-    digests: set[str] = set()
-    for entry in log.backwards(newest):
-        if entry.replaced:
-            removed.update(log.replacements(entry))
-        reference = entry.tables.get(key)
-        if reference is None or reference.digest in digests:
-            continue
-        digests.add(reference.digest)
-        earlier = log.state_of(entry, *key)
-        files = tuple(file for file in earlier.files if belongs(file))
-        paths = tuple(file.path for file in files)
-        if not files or paths in seen or not removed.isdisjoint(paths):
-            continue
-        seen.add(paths)
-        targets = [
-            Target(file=file, table=key[0], account=key[1], columns=earlier.columns, is_event=False)
-            for file in files
-        ]
-        if not any(check_files(store, targets, newest.publishing)):
-            return earlier, files
-    return None
+    def _earlier(
+        self, state: TableState, belongs: Callable[[DataFile], bool]
+    ) -> tuple[TableState, tuple[DataFile, ...]] | None:
+        """The newest earlier state that has such files, and all of them whole; with those files."""
+        key = (state.table, state.account)
+        removed: set[str] = set()
+        seen = {tuple(file.path for file in state.files if belongs(file))}
+        digests: set[str] = set()
+        for entry in self.log.backwards(self.newest):
+            if entry.replaced:
+                removed.update(self.log.replacements(entry))
+            reference = entry.tables.get(key)
+            if reference is None or reference.digest in digests:
+                continue
+            digests.add(reference.digest)
+            earlier = self.log.state_of(entry, *key)
+            files = tuple(file for file in earlier.files if belongs(file))
+            paths = tuple(file.path for file in files)
+            if not files or paths in seen or not removed.isdisjoint(paths):
+                continue
+            seen.add(paths)
+            targets = [
+                Target(file=file, table=key[0], account=key[1], columns=earlier.columns, is_event=False)
+                for file in files
+            ]
+            if not any(check_files(self.store, targets, self.newest.publishing)):
+                return earlier, files
+        return None
 
 
 def _rows(count: int) -> str:
@@ -322,14 +303,13 @@ def _partition(file: DataFile, name: str) -> str:
 def _carry_out(
     store: Store,
     log: CommitLog,
-    newest: LogEntry | None,
+    newest: LogEntry,
     plan: _Plan,
     findings: Sequence[Finding],
     run_id: str,
     clock: Clock,
     leases: Leases,
 ) -> Repair:
-    publishing = tuple(newest.publishing) if newest is not None else ()
     entry: LogEntry | None = None
     if plan.removed:
         entry = commit(
@@ -338,7 +318,7 @@ def _carry_out(
             run_id=run_id,
             updates=plan.updates,
             summary={"warnings": [f"lost: {line}" for line in plan.lost]},
-            source={},
+            source=newest.source,
             started_at=clock.now(),
             clock=clock,
             leases=leases,
@@ -352,7 +332,7 @@ def _carry_out(
             leases.beat()
             beaten = clock.monotonic()
         aside = f"{ASIDE}/{run_id}/{found.path}"
-        for place in places(found.path, publishing):
+        for place in places(found.path, newest.publishing):
             try:
                 store.move(place, aside)
             except StoreMissing:

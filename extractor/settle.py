@@ -218,8 +218,13 @@ def _unchanged(reading: Reading, prior: TableState, staged: Sequence[Staged], co
 
 
 def _update(reading: Reading, state: TableState) -> Update:
+    # The key is for readers, who compare by it and have no catalogue.
+    key = {"key": list(reading.endpoint.key)} if reading.endpoint.key else {}
     return Update(
-        table=reading.endpoint.name, account=reading.stamp.account, state=state, expected=reading.expected
+        table=reading.endpoint.name,
+        account=reading.stamp.account,
+        state=replace(state, state={**key, **state.state}),
+        expected=reading.expected,
     )
 
 
@@ -310,10 +315,8 @@ def last_longest_chain(prior: TableState | None) -> int:
 def _state(reading: Reading) -> Mapping[str, object]:
     """What the next run must know: where its windows stand, and how long the way through its pages is."""
     longest = reading.ledger.longest_chain
-    # For readers, who compare by it and have no catalogue.
-    key = {"key": list(reading.endpoint.key)} if reading.endpoint.key else {}
     # One page is what is taken for granted: most tables need no more, and their state then stays as it is.
-    return {**key, **_windows(reading), **({_LONGEST_CHAIN: longest} if longest > 1 else {})}
+    return {**_windows(reading), **({_LONGEST_CHAIN: longest} if longest > 1 else {})}
 
 
 def _windows(reading: Reading) -> Mapping[str, object]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -28,17 +29,20 @@ def verify(arguments: Arguments, run: str | None, everything: bool, is_repair: b
     """
     if run is not None and everything:
         raise click.UsageError("give a RUN or --all, not both")
-    uri = arguments.load().lake.uri
+    config = arguments.load()
     from extractor.lake import Lake
 
-    lake = Lake(uri)
+    lake = Lake(config.lake.uri)
     report = lake.verify(run, everything=everything)
     done: Repair | None = None
     if is_repair and report.findings:
+        from extractor.catalog import load_catalog
         from extractor.repair import repair
 
+        folders = [Path(folder) for folder in config.source.catalogs]
+        endpoints = load_catalog(folders, builtin=config.source.builtin).endpoints
         observe = arguments.output.note if not arguments.is_quiet else _say_nothing
-        done = repair(lake.store, lake.log, report.findings, observe=observe)
+        done = repair(lake.store, lake.log, report.findings, endpoints=endpoints, observe=observe)
     if arguments.is_json:
         repaired = done.to_json() if done is not None else None
         arguments.output.write_json({**report.to_json(), "repair": repaired})

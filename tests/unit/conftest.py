@@ -46,6 +46,10 @@ class Nights:
     store: Store = field(default_factory=MemoryStore)
     types: dict[str, str] = field(default_factory=lambda: {"id": "string"})
     key: tuple[str, ...] = ("id",)
+    hours: float = 24
+    """From one run to the next."""
+    late: dict[int, timedelta] = field(default_factory=dict)
+    """How far off the clock is in some of the runs."""
     count: int = 0
 
     @property
@@ -54,7 +58,7 @@ class Nights:
 
     def moment(self, number: int) -> datetime:
         """When the run of a night began; the first one is night 1."""
-        return FIRST + (number - 1) * NIGHT
+        return FIRST + (number - 1) * timedelta(hours=self.hours) + self.late.get(number, timedelta(0))
 
     def night(
         self,
@@ -97,6 +101,67 @@ class Nights:
         )
         if moves:
             publish(self.store, log, entry)
+        return entry
+
+    def merge(self, name: str) -> None:
+        """Put the files of a table into one, as compaction does; it counts as a night."""
+        self.count += 1
+        run_id = f"night-{self.count}"
+        log = CommitLog(self.store)
+        newest = log.newest()
+        assert newest is not None
+        state = log.state_of(newest, name, "default")
+        sink = io.BytesIO()
+        parts = [pq.read_table(io.BytesIO(self.store.read(file.path))) for file in state.files]
+        pq.write_table(pa.concat_tables(parts), sink)
+        content = sink.getvalue()
+        merged = msgspec.structs.replace(
+            state.files[0],
+            path=f"{state.files[0].path.rpartition('/')[0]}/{run_id}-00000.parquet",
+            rows=state.rows,
+            size_bytes=len(content),
+            sha256=hashlib.sha256(content).hexdigest(),
+        )
+        self.store.put(staged_path(run_id, merged.path), content)
+        self._commit(
+            run_id,
+            [
+                Update(
+                    table=name,
+                    account="default",
+                    state=replace(state, files=(merged,), run_id=run_id),
+                    expected=newest.tables[name, "default"],
+                )
+            ],
+            replaced={file.path: (merged.path,) for file in state.files},
+        )
+        for file in state.files:
+            self.store.delete(file.path)
+
+    def drop(self, path: str) -> None:
+        """Remove a file that is not current any more, as expiry does; it counts as a night."""
+        self.count += 1
+        self._commit(f"night-{self.count}", [], replaced={path: ()})
+        self.store.delete(path)
+
+    def _commit(
+        self, run_id: str, updates: Sequence[Update], replaced: Mapping[str, Sequence[str]] | None = None
+    ) -> LogEntry:
+        log = CommitLog(self.store)
+        moment = self.moment(self.count)
+        entry = commit(
+            self.store,
+            log,
+            run_id=run_id,
+            updates=updates,
+            summary={},
+            source={},
+            started_at=moment,
+            clock=_Still(moment),
+            leases=None,
+            replaced=replaced,
+        )
+        publish(self.store, log, entry)
         return entry
 
     def _rewritten(self, update: Update, change: Callable[[pa.Table], pa.Table]) -> Update:
