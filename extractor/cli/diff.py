@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 import click
 
 from extractor.cli.arguments import Arguments, verb
-from extractor.normal import json_value
 
 if TYPE_CHECKING:
     from extractor.diff import RowChange, TableDiff
@@ -101,6 +100,8 @@ def _row_text(row: RowChange) -> str:
 
 
 def _value(value: object) -> str:
+    from extractor.normal import json_value
+
     text = value if isinstance(value, str) else json.dumps(json_value(value), ensure_ascii=False)
     return _cut(text, 60)
 
