@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from extractor.compare import compare
 from extractor.digest import normalise, row_bytes
-from extractor.errors import ConfigError
+from extractor.errors import ConfigError, LakeError
 from extractor.testing import canonical
 
 World = dict[str, dict[str, Any]]
@@ -268,6 +268,8 @@ def test_dropped_snapshots_are_left_out_of_history(nights: Any) -> None:
         ("insert", "night-1"),
         ("update", "night-3"),
     ]
+    with pytest.raises(LakeError, match=r"was removed from lake .* by run night-4; --as-of night-\d reads"):
+        past.lake.diff("night-2", "night-3", "services").counts()
 
 
 def test_a_clock_that_goes_back_lets_no_state_end_before_it_began(nights: Any) -> None:
