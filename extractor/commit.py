@@ -382,6 +382,12 @@ class CommitLog:
         found = cast(Mapping[str, Sequence[str]], self.read_list(entry.replaced)["replaced"])
         return {path: tuple(paths) for path, paths in found.items()}
 
+    def replacing_files(self, entry: LogEntry) -> Mapping[str, DataFile]:
+        """Those files by path that hold the rows of what `entry` removed and are in no table's state."""
+        content = self.read_list(entry.replaced) if entry.replaced else {}
+        found = map(_pair, cast(list[object], content.get("files", [])))
+        return {path: _file_of(path, value) for path, value in found}
+
     def lists_of(self, reference: TableRef) -> frozenset[str]:
         """The digests of every list that a table's state consists of: to be kept while an entry has it."""
         content = self.read_list(reference.digest)

@@ -236,11 +236,6 @@ class Lake:
     def _missing(self, path: str, entry: LogEntry) -> LakeError:
         run_id = self._newest_whole_run(entry)
         remedy = f"--as-of {run_id} reads the newest whole run" if run_id else "restore it from a copy"
-        for later in self._merges(entry):
-            if path in self.log.replacements(later):
-                return LakeError(
-                    f"data file {path} was removed from lake {self.store.uri} by run {later.run_id}; {remedy}"
-                )
         return LakeError(f"data file {path} is nowhere in lake {self.store.uri}; {remedy}")
 
     def _newest_whole_run(self, damaged: LogEntry) -> str | None:

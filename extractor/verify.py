@@ -9,7 +9,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from hashlib import sha256
 from typing import IO, TYPE_CHECKING, Literal
@@ -102,7 +102,8 @@ def verify(
     findings = [
         found for found in findings if found.kind != "missing" or not _is_gone(log, known, found.path)
     ]
-    for path in sorted(listed - known.files.keys() - known.replaced.keys()):
+    named = known.files.keys() | known.replaced.keys() | known.rewritten.keys()
+    for path in sorted(listed - named):
         table = path.partition("/")[0]
         findings.append(Finding(kind="extra", path=path, table=table, detail="no entry of the log names it"))
     return VerifyReport(
@@ -147,30 +148,32 @@ class _Known:
 
     files: dict[str, Target]
     replaced: dict[str, tuple[str, ...]]
+    rewritten: dict[str, DataFile]
+    """Files that took the place of others and may be in no state."""
 
     def follow(self, wanted: Mapping[str, Target]) -> tuple[list[Target], int]:
         """The files that hold the rows of `wanted` now, by path, and how many of them were removed for good."""
         found: dict[str, Target] = {}
         dropped = 0
-        waiting = sorted(wanted)
+        waiting = [(path, wanted[path]) for path in sorted(wanted)]
         while waiting:
-            path = waiting.pop()
-            if path not in self.replaced:
-                target = self.files.get(path) or wanted.get(path)
-                if target is not None:
-                    found[path] = target
-            elif self.replaced[path]:
-                waiting.extend(self.replaced[path])
+            path, origin = waiting.pop()
+            if path in self.replaced:
+                waiting.extend((other, origin) for other in self.replaced[path])
+                dropped += not self.replaced[path]
+            elif path in self.files:
+                found[path] = self.files[path]
             else:
-                dropped += 1
+                found[path] = replace(origin, file=self.rewritten.get(path, origin.file))
         return [found[path] for path in sorted(found)], dropped
 
 
 def _read_log(log: CommitLog) -> _Known:
-    known = _Known(files={}, replaced={})
+    known = _Known(files={}, replaced={}, rewritten={})
     seen: set[str] = set()
     for entry in log.backwards():
         if entry.replaced:
+            known.rewritten.update(log.replacing_files(entry))
             # A path that a later entry removed again is told by that one.
             known.replaced.update(
                 (path, paths)
