@@ -30,7 +30,7 @@ from extractor.endpoint import Endpoint
 from extractor.errors import CommitConflict, LakeBusy
 from extractor.places import places
 from extractor.store import Store, StoreMissing
-from extractor.verify import Finding, Target, check_files
+from extractor.verify import Finding, Target, check_files, read_log
 from extractor.write import DataFile
 
 __all__ = ("ASIDE", "Repair", "repair")
@@ -247,41 +247,43 @@ class _Patient:
         healed = replace(
             earlier,
             files=files,
+            rows=sum(file.rows for file in files),
             columns=state.columns,
             state=state.state,
             status="partial",
             reason=f"the snapshot of run {state.run_id} was damaged (repair {self.run_id})",
             content="",
         )
-        return healed, [f"{what}; back to that of run {earlier.run_id} ({_rows(earlier.rows)})"]
+        return healed, [f"{what}; back to that of run {earlier.run_id} ({_rows(healed.rows)})"]
 
     def _earlier(
         self, state: TableState, belongs: Callable[[DataFile], bool]
     ) -> tuple[TableState, tuple[DataFile, ...]] | None:
         """The newest earlier state that has such files, and all of them whole; with those files."""
         key = (state.table, state.account)
-        removed: set[str] = set()
-        seen = {tuple(file.path for file in state.files if belongs(file))}
+        known = read_log(self.log)
+        seen = {tuple(sorted(file.path for file in state.files if belongs(file)))}
         digests: set[str] = set()
         for entry in self.log.backwards(self.newest):
-            if entry.replaced:
-                removed.update(self.log.replacements(entry))
             reference = entry.tables.get(key)
             if reference is None or reference.digest in digests:
                 continue
             digests.add(reference.digest)
             earlier = self.log.state_of(entry, *key)
-            files = tuple(file for file in earlier.files if belongs(file))
-            paths = tuple(file.path for file in files)
-            if not files or paths in seen or not removed.isdisjoint(paths):
+            wanted = {
+                file.path: Target(
+                    file=file, table=key[0], account=key[1], columns=earlier.columns, is_event=False
+                )
+                for file in earlier.files
+                if belongs(file)
+            }
+            targets, dropped = known.follow(wanted)
+            paths = tuple(target.file.path for target in targets)
+            if not paths or dropped or paths in seen:
                 continue
             seen.add(paths)
-            targets = [
-                Target(file=file, table=key[0], account=key[1], columns=earlier.columns, is_event=False)
-                for file in files
-            ]
             if not any(check_files(self.store, targets, self.newest.publishing)):
-                return earlier, files
+                return earlier, tuple(target.file for target in targets)
         return None
 
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from extractor.write import DataFile
 
-__all__ = ("Finding", "Target", "VerifyReport", "check_files", "verify")
+__all__ = ("Finding", "Known", "Target", "VerifyReport", "check_files", "read_log", "verify")
 
 Kind = Literal["missing", "damaged", "rows", "schema", "statistics", "extra"]
 
@@ -94,7 +94,7 @@ def verify(
     newest = log.newest() or entry
     # Listed before the log is read: what is found here and committed is in the log by then.
     listed = {stored.path for table in _tables(newest) for stored in store.list(table)}
-    known = _read_log(log)
+    known = read_log(log)
     wanted = known.files if everything else _files_of(log, entry)
     targets, dropped = known.follow(wanted)
     publishing = tuple((log.newest() or entry).publishing)
@@ -143,7 +143,7 @@ def _found(future: Future[Finding | None]) -> Iterator[Finding]:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Known:
+class Known:
     """Every file that an entry names, and for those that one removed, where their rows went."""
 
     files: dict[str, Target]
@@ -168,8 +168,9 @@ class _Known:
         return [found[path] for path in sorted(found)], dropped
 
 
-def _read_log(log: CommitLog) -> _Known:
-    known = _Known(files={}, replaced={}, rewritten={})
+def read_log(log: CommitLog) -> Known:
+    """What all entries together say of files."""
+    known = Known(files={}, replaced={}, rewritten={})
     seen: set[str] = set()
     for entry in log.backwards():
         if entry.replaced:
@@ -210,7 +211,7 @@ def _tables(entry: LogEntry) -> list[str]:
     return sorted({table for table, _ in entry.tables})
 
 
-def _is_gone(log: CommitLog, known: _Known, path: str) -> bool:
+def _is_gone(log: CommitLog, known: Known, path: str) -> bool:
     """True if an entry that was committed meanwhile removed the file."""
     for entry in log.backwards():
         if not entry.replaced:

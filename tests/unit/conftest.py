@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from extractor.batch import Stamp
-from extractor.commit import CommitLog, LogEntry, Update, commit, publish, staged_path
+from extractor.commit import CommitLog, LogEntry, Update, commit, old_path, publish, staged_path
 from extractor.config import Checks
 from extractor.decode.json import decode_rows
 from extractor.endpoint import Column, Endpoint, Sync, Window, parse_type
@@ -143,6 +143,7 @@ class Nights:
         self.count += 1
         self._commit(f"night-{self.count}", [], replaced={path: ()})
         self.store.delete(path)
+        self.store.delete(old_path(path))
 
     def _commit(
         self, run_id: str, updates: Sequence[Update], replaced: Mapping[str, Sequence[str]] | None = None
