@@ -55,6 +55,8 @@ class Route:
     required: tuple[str, ...] = ()
     parents: Parents | None = _no_parent  # None: no truth
     truth: Callable[[World, bool], Iterator[Row]] | None = None
+    ever: Callable[[World], Iterator[Row]] | None = None  # every row that ever stood, where rows go again
+    is_event: bool = False
     is_secret: bool = False
     secret_fields: tuple[str, ...] = ()
 
@@ -161,7 +163,7 @@ def _numbered(make: Callable[[World], Rows]) -> Select:
             return None
         place = int(params["id"]) - int(str(rows.row(0)["id"]))
         found = place if 0 <= place < rows.count else rows.find_inserted("id", params["id"])
-        return None if found is None else Selection(rows, (found,))
+        return None if found is None or found in rows.absent else Selection(rows, (found,))
 
     return select
 
@@ -232,7 +234,7 @@ def _actions(world: World, params: Params, query: Query) -> Selection:
 
 
 def _all_actions(world: World, of_start: bool) -> Iterator[Row]:
-    for index in range(world.services.count):
+    for index in world.service_indices(of_start=True):
         yield from Selection.all(backups.actions(world, index))
 
 
@@ -713,6 +715,8 @@ _NOTIFICATIONS = (
     Route(
         path="/notifications/v1/notifications",
         select=_notifications,
+        ever=people.ever_notified,
+        is_event=True,
         has_tokens=True,
         filters={
             "category": _category,
@@ -775,6 +779,7 @@ _OBSERVABILITY = (
         shape="archive",
         required=("logIds",),
         truth=lambda world, of_start: logs.log_rows(world),
+        is_event=True,
     ),
     Route(
         path="/observability/v2/logs/credentials",
@@ -802,6 +807,8 @@ _OBSERVABILITY = (
         select=_nothing,
         shape="metrics",
         truth=lambda world, of_start: metrics.truth(world),
+        ever=metrics.scraped,
+        is_event=True,
     ),
     Route(path="/observability/v2/query", select=_nothing, shape="promql", required=("query",), parents=None),
     Route(
