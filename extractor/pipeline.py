@@ -59,6 +59,7 @@ from extractor.schema import TableSchema, plan_schema
 from extractor.settle import Reading, Settled, settle_table
 from extractor.store import Store
 from extractor.stores import open_store
+from extractor.windows import follows
 from extractor.write import RowGroup, TableWriter, WriteSettings
 
 __all__ = ("Interruption", "World", "extract")
@@ -146,7 +147,9 @@ class _Run:
         self._observer = observer
         self._accepted = accepted
         self._executor = world.executor or ThreadExecutor()
-        self._started_at = self._clock.now()
+        self._own_start = self._clock.now()
+        """By the clock of this machine, whatever the log says."""
+        self._started_at = self._own_start
         self._started = self._clock.monotonic()
         self._run_id = f"{self._started_at:%Y%m%dT%H%M%SZ}-{world.token(4)}"
         self._warnings: list[str] = []
@@ -216,6 +219,12 @@ class _Run:
 
     async def _read_and_commit(self, leases: Leases, interruption: Interruption) -> RunReport:
         entry = await self._executor.run(self._log.newest)
+        if entry is not None and entry.committed_at > self._started_at:
+            self._started_at = entry.committed_at
+            self._warn(
+                "this machine's clock is behind the newest commit; the run has its time, "
+                f"{entry.committed_at:%Y-%m-%dT%H:%M:%SZ}"
+            )
         async with anyio.create_task_group() as beats:
             beats.start_soon(self._beat, leases)
             try:
@@ -371,13 +380,12 @@ class _Run:
                 outcomes[planned.name] = outcome
                 if planned.mode == "run":
                     above = planned.endpoint.parent
-                    is_whole = (
+                    # A follower is told window by window what came of its parent.
+                    is_whole = not table.ledger.parents_without_value and (
                         not above
                         or above.endpoint not in outcomes
-                        or (
-                            outcomes[above.endpoint].status == "complete"
-                            and not table.ledger.parents_without_value
-                        )
+                        or outcomes[above.endpoint].status == "complete"
+                        or table.is_follower
                     )
                     found = await self._settle_one(planned, table, outcome, reader, entry, is_whole)
                     settled.append(found)
@@ -408,9 +416,18 @@ class _Run:
             checks=self._config.checks_of(planned.name),
             is_accepted=planned.name in self._accepted,
             is_parent_whole=is_parent_whole,
-            moment=self._started_at.astimezone(UTC) + (reader.run.server_offset or timedelta()),
+            moment=self._own_start.astimezone(UTC) + (reader.run.server_offset or timedelta()),
             compression=self._config.parquet.compression,
+            versions=table.versions,
         )
+        source = follows(planned.endpoint, self._plan)
+        if source is not None and planned.endpoint.parent is not None:
+            reading = replace(
+                reading,
+                spans=reader.tables[source.name].spans,
+                followed=source.endpoint.sync.window,
+                parent_windows=reader.whole_windows(planned.endpoint.parent.endpoint),
+            )
         settled = await self._executor.run(settle_table, self._store, reading, sink.writer)
         for warning in settled.warnings:
             self._warn(warning)
