@@ -1,0 +1,14 @@
+"""One run at a given time, in a process of its own, so that it can be killed: `URL LAKE TIME`."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from datetime import datetime
+from pathlib import Path
+
+from tests.nights.play import extract
+
+if __name__ == "__main__":
+    url, lake, at = sys.argv[1:]
+    print(asyncio.run(extract(url, Path(lake), datetime.fromisoformat(at))).status)
