@@ -202,8 +202,12 @@ class Reader:
         spool_folder: Callable[[], Path],
         learnt_rate: float | None,
         is_prompt: bool = False,
+        spans: Mapping[str, tuple[Span, ...]] | None = None,
     ) -> None:
-        """With `is_prompt` pages are decoded as they come, at the price of more work for small ones."""
+        """With `is_prompt` pages are decoded as they come, at the price of more work for small ones.
+
+        `spans` are the windows to read, by table, where it is not the state in `priors` that says so.
+        """
         self.account = account
         self.priors = priors
         self.provenance: Mapping[str, object] = {}
@@ -214,6 +218,7 @@ class Reader:
         self._clock = world.clock
         self._tasks: anyio.abc.TaskGroup | None = None
         self._is_prompt = is_prompt
+        self._given_spans = spans
         fetch_limits = _fetch_limits(config)
         self._fetchers = [
             world.network(
@@ -316,6 +321,8 @@ class Reader:
         )
 
     def _spans(self, planned: TablePlan, now: datetime) -> tuple[Span, ...]:
+        if self._given_spans is not None:
+            return self._given_spans.get(planned.name, ())
         states = {name: prior.state for name, prior in self.priors.items()}
         return spans_to_read(planned, self._plan, states, since=self._config.run.since, now=now)
 

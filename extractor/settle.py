@@ -56,6 +56,8 @@ class Reading:
     """The window to which the rows belong of a table that has none of its own (`windows.follows`)."""
     parent_windows: frozenset[str] = frozenset()
     """Of a follower: the windows of which every row of its parent came."""
+    is_backfill: bool = False
+    """True where past windows are filled: what the next run will read does not change for it."""
     versions: Mapping[str, str] = field(default_factory=dict)
     """Of the parent's rows that came: what tells whether there is anything new under them."""
 
@@ -80,21 +82,41 @@ def settle_table(store: Store, reading: Reading, writer: TableWriter) -> Settled
         writer.abort()
         return Settled(report=_report(reading, reading.outcome), update=None)
     staged = [item for item in writer.finish(reading.schema) if windows is None or item.window in windows]
-    unique = make_unique(
-        store,
-        reading.stamp.run_id,
-        staged,
-        _columns_of(reading, reading.endpoint.key),
-        present=_present_files(reading, staged),
-        mutable=_columns_of(reading, reading.endpoint.sync.mutable),
-        compression=reading.compression,
-    )
+    unique = _unique(store, reading, staged)
     held = None if reading.is_accepted else _held_back(reading, unique)
     if held is not None:
         return Settled(report=_report(reading, held), update=None)
     warnings = tuple(_warnings(reading, unique))
     settled = _new_state(store, reading, writer, list(unique.staged))
     return replace(settled, warnings=warnings)
+
+
+def _unique(store: Store, reading: Reading, staged: Sequence[Staged]) -> Uniqueness:
+    """Each row once; what is kept window by window has each key once in each window."""
+    groups = [staged]
+    if reading.endpoint.sync.is_replaced:
+        windows = dict.fromkeys(item.window for item in staged)
+        groups = [[item for item in staged if item.window == window] for window in windows]
+    found = [
+        make_unique(
+            store,
+            reading.stamp.run_id,
+            group,
+            _columns_of(reading, reading.endpoint.key),
+            present=_present_files(reading, group),
+            mutable=_columns_of(reading, reading.endpoint.sync.mutable),
+            compression=reading.compression,
+        )
+        for group in groups
+    ]
+    return Uniqueness(
+        staged=tuple(item for unique in found for item in unique.staged),
+        repeated=sum(unique.repeated for unique in found),
+        known=sum(unique.known for unique in found),
+        known_keys=sum(unique.known_keys for unique in found),
+        conflicts=tuple(conflict for unique in found for conflict in unique.conflicts),
+        without_key=sum(unique.without_key for unique in found),
+    )
 
 
 def _columns_of(reading: Reading, keys: Sequence[str]) -> list[str]:
@@ -207,6 +229,9 @@ def _new_state(store: Store, reading: Reading, writer: TableWriter, staged: list
         snapshot_at=None if reading.stamp.is_event else reading.stamp.snapshot_at.isoformat(),
         content=content,
     )
+    if reading.is_backfill and prior is not None:
+        # It proves nothing of the table as a whole.
+        state = replace(state, status=prior.status, reason=prior.reason, proved_by=prior.proved_by)
     added = tuple(item.file for item in staged)
     return Settled(report=_report(reading, reading.outcome, added), update=_update(reading, state))
 
@@ -321,6 +346,8 @@ def last_longest_chain(prior: TableState | None) -> int:
 
 def _state(reading: Reading) -> Mapping[str, object]:
     """What the next run must know: where its windows stand, and how long the way through its pages is."""
+    if reading.is_backfill:
+        return dict(reading.prior.state) if reading.prior is not None else {}
     longest = reading.ledger.longest_chain
     # One page is what is taken for granted: most tables need no more, and their state then stays as it is.
     return {
