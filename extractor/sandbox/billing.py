@@ -18,6 +18,7 @@ __all__ = (
     "contracts",
     "countries",
     "credit_ledger",
+    "days_billed",
     "invoice_details",
     "invoice_pdf",
     "invoices",
@@ -401,7 +402,7 @@ def _number(month: str) -> int:
 
 
 def _totals(world: World, month: str) -> Row:
-    number, days = _number(month), _days_billed(world, month)
+    number, days = _number(month), days_billed(world, month)
 
     def money(kind: str, most: int) -> float:
         return world.chance.money(kind, number, most)
@@ -431,7 +432,7 @@ def _totals(world: World, month: str) -> Row:
     }
 
 
-def _days_billed(world: World, month: str) -> int:
+def days_billed(world: World, month: str) -> int:
     """How many days of a month were counted since the anchor; the last is counted a day after its end."""
     if not world.elapsed:
         return 0

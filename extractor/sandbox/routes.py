@@ -204,6 +204,19 @@ def _bills(make: Callable[[World, str], Row]) -> Callable[[World, bool], Iterato
     return lambda world, of_start: (make(world, month) for month in billing.months(world))
 
 
+def _quota(world: World, params: Params, query: Query) -> Selection:
+    start, end = _instant(query, "start"), _instant(query, "end")
+    if start is not None and end is not None and end <= start:
+        raise BadQuery("end must be after start")
+    month = f"{start:%Y-%m}" if start is not None else billing.months(world)[-1]
+    return Selection.of(copilot.quota(world, month))
+
+
+def _quotas(world: World, of_start: bool) -> Iterator[Row]:
+    for month in billing.months(world):
+        yield from copilot.quota(world, month)
+
+
 def _configs(world: World, params: Params, query: Query) -> Selection:
     return Selection.all(catalogue.configs(world, with_default=query.get("include_default") == "true"))
 
@@ -752,7 +765,7 @@ _COPILOT = (
         shape="object",
         parents=_parents(copilot.data_sources, datasource_id="id"),
     ),
-    Route(path="/copilot/v1/quota/", select=_all(copilot.quota), filters={"event": _equal("name")}),
+    Route(path="/copilot/v1/quota/", select=_quota, filters={"event": _equal("name")}, truth=_quotas),
     Route(path="/copilot/v1/session/", select=_all(copilot.sessions), when_empty=404),
     Route(
         path="/copilot/v1/session/{session_id}",
