@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import date, datetime, timedelta
 from typing import Any
@@ -59,6 +59,8 @@ class Site:
     session: aiohttp.ClientSession
     sizes: dict[str, int] = field(default_factory=dict)
     """Of the log archives that the lake holds."""
+    known: dict[str, str] = field(default_factory=dict)
+    """The path templates that have a truth."""
 
     async def get(self, path: str) -> bytes:
         async with self.session.get(self.url + path) as answer:
@@ -83,15 +85,18 @@ class Site:
         return [json.loads(line) for line in text.splitlines()]
 
     async def templates(self) -> Mapping[str, str]:
-        return {_normal(path): path for path in json.loads(await self.get("/_sandbox/truth"))}
+        if not self.known:
+            self.known = {_normal(path): path for path in json.loads(await self.get("/_sandbox/truth"))}
+        return self.known
 
-    async def judge(self, lake: str) -> Mapping[str, str]:
-        """What is wrong with each table; empty where the lake equals the account."""
+    async def judge(self, lake: str, include: Collection[str] = ()) -> Mapping[str, str]:
+        """What is wrong with each table, or each of those; empty where the lake equals the account."""
         templates = await self.templates()
         opened = extractor.Lake(lake)
         wrong: dict[str, str] = {}
         for name, endpoint in ENDPOINTS.items():
-            if _normal(endpoint.path) not in templates or endpoint.class_ == "secret":
+            is_judged = _normal(endpoint.path) in templates and (not include or name in include)
+            if not is_judged or endpoint.class_ == "secret":
                 continue
             left_out = set(endpoint.sync.mutable) if endpoint.sync.is_event else set()
             truth = Counter(_identities(await self.rows(endpoint, templates), left_out))

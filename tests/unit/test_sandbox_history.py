@@ -18,7 +18,7 @@ from extractor.sandbox.world import World
 
 START = datetime(2026, 11, 2, tzinfo=UTC)
 OPTIONS = SandboxOptions(
-    services=6, series=60, log_lines=40, log_days=2, notifications=54, today=date(2026, 11, 2), changes=4
+    services=6, series=60, log_lines=40, log_days=1, notifications=54, today=date(2026, 11, 2), changes=4
 )
 NOTIFICATIONS = "/notifications/v1/notifications"
 
@@ -46,13 +46,15 @@ def world_at(*days: float) -> World:
 
 
 def truth(world: World) -> Mapping[str, tuple[int, str]]:
-    return {route.path: digest_rows(rows_of(world, route)) for route in judged_routes()}
+    """Of everything but the lines of the archives, which are many and have a test of their own."""
+    routes = [route for route in judged_routes() if not route.path.endswith("/archive")]
+    return {route.path: digest_rows(rows_of(world, route)) for route in routes}
 
 
 def test_the_world_of_a_moment_does_not_depend_on_what_was_asked_before() -> None:
     direct = truth(world_at(9.3))
 
-    assert truth(world_at(1, 2.5, 9.3)) == direct
+    assert truth(world_at(2.5, 9.3)) == direct
     assert truth(world_at(12, 9.3)) == direct
 
 
@@ -100,7 +102,7 @@ def test_notifications_come_up_to_48_hours_late_and_some_are_gone_again_later() 
     created: dict[str, float] = {}
     last: set[str] = set()
     gone: set[str] = set()
-    for hour in range(0, 24 * 40, 3):
+    for hour in range(0, 24 * 24, 3):
         rows = list(rows_of(world := world_at(hour / 24), ROUTES[NOTIFICATIONS]))
         now = START + timedelta(hours=hour)
         for row in rows:
