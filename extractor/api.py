@@ -6,7 +6,7 @@ import asyncio
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
 
-from extractor.backfill import backfill as backfill_async
+from extractor.backfilling import backfill as backfill_async
 from extractor.config import Config
 from extractor.events import Observer, ignore
 from extractor.pipeline import extract

@@ -33,8 +33,8 @@ def backfill(arguments: Arguments, endpoint: str, start: str, end: str, parallel
     Commits in steps and may be started again after it was cut off. Runs may go on beside it, and what they
     read next does not change for it. Tables that hang on its rows are filled too, if they are selected.
     """
-    from extractor.backfill import backfill as fill
-    from extractor.backfill import parse_moment
+    from extractor.backfilling import backfill as fill
+    from extractor.backfilling import parse_moment
     from extractor.cli.extraction import run_observed, show_report
 
     config = arguments.load()

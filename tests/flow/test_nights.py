@@ -23,7 +23,7 @@ TABLES = (
 async def test_after_each_night_the_lake_equals_the_account_and_only_open_windows_were_read(
     tmp_path: Path,
 ) -> None:
-    nights = [night async for night in play(5, tmp_path, seed=2, clock_back_on=4, include=TABLES)]
+    nights = [night async for night in play(5, tmp_path, seed=2, clock_back_on=4, include=TABLES, services=1)]
 
     assert [night.wrong for night in nights] == [{}] * 5
     assert [night.status for night in nights] == ["complete"] * 5

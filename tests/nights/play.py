@@ -98,6 +98,7 @@ async def play(
     crashes: bool = False,
     clock_back_on: int = 4,
     include: tuple[str, ...] = (),
+    services: int = 4,
 ) -> AsyncIterator[Night]:
     """The nights one after the other; with `crashes` every third has a run that is killed at some instant.
 
@@ -107,7 +108,7 @@ async def play(
     took = 1.5
     chosen: dict[str, object] = {"run.include": include} if include else {}
     async with (
-        running(options(first_day=FIRST_DAY, seed=seed)) as url,
+        running(options(first_day=FIRST_DAY, seed=seed, services=services)) as url,
         aiohttp.ClientSession(headers={"X-API-Key": "any"}) as session,
     ):
         site = Site(url, session)

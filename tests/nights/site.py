@@ -18,6 +18,7 @@ from extractor.digest import row_bytes
 from extractor.endpoint import Endpoint
 from extractor.plan import Span
 from extractor.sandbox import SandboxOptions
+from extractor.sandbox.truth import judged_routes
 from extractor.testing import canonical
 from extractor.windows import Progress, advance
 
@@ -27,10 +28,10 @@ ENDPOINTS = {name: endpoint for name, endpoint in load_catalog().endpoints.items
 _PAGE_ROWS = 100
 
 
-def options(*, first_day: date, seed: int) -> SandboxOptions:
+def options(*, first_day: date, seed: int, services: int = 4) -> SandboxOptions:
     """A small account in which much happens."""
     return SandboxOptions(
-        services=4,
+        services=services,
         series=60,
         log_lines=20,
         log_days=2,
@@ -84,14 +85,14 @@ class Site:
         text = await self.get(f"/_sandbox/truth{path}?as=ndjson&when={when}")
         return [json.loads(line) for line in text.splitlines()]
 
-    async def templates(self) -> Mapping[str, str]:
+    def templates(self) -> Mapping[str, str]:
         if not self.known:
-            self.known = {_normal(path): path for path in json.loads(await self.get("/_sandbox/truth"))}
+            self.known = {_normal(route.path): route.path for route in judged_routes()}
         return self.known
 
     async def judge(self, lake: str, include: Collection[str] = ()) -> Mapping[str, str]:
         """What is wrong with each table, or each of those; empty where the lake equals the account."""
-        templates = await self.templates()
+        templates = self.templates()
         opened = extractor.Lake(lake)
         wrong: dict[str, str] = {}
         for name, endpoint in ENDPOINTS.items():
@@ -116,7 +117,7 @@ class Site:
 
         A window whose lookback ended since is read a last time: only now it is known that nothing more can come.
         """
-        templates = await self.templates()
+        templates = self.templates()
         pages = 1  # of metrics there is one reading
         for endpoint in ENDPOINTS.values():
             window = endpoint.sync.window

@@ -18,7 +18,7 @@ from pathlib import Path
 import aiohttp
 
 import extractor
-from extractor.backfill import backfill
+from extractor.backfilling import backfill
 from extractor.pipeline import World
 from extractor.sandbox import running
 from tests.nights.play import FIRST_DAY, KEY, NightClock, configured, extract
@@ -73,19 +73,25 @@ async def _play(seed: int) -> int:
         ):
             site = Site(url, session)
             await site.set_time(_NOW)
-            kills = [chance.uniform(3, 6) for _ in range(4)]
+            kills = [
+                chance.uniform(3, 8),
+                chance.uniform(3, 8),
+                chance.uniform(15, 45),
+                chance.uniform(15, 45),
+            ]
             async with asyncio.TaskGroup() as tasks:
                 fills = [
                     tasks.create_task(_fill_and_kill(url, lake, "notifications", kills[:2])),
                     tasks.create_task(_fill_and_kill(url, lake, "logs", kills[2:])),
                 ]
                 for night in (0, 1):
-                    await asyncio.sleep(4)
-                    at = _NOW + timedelta(minutes=night)
+                    await asyncio.sleep(10 * night + 4)
+                    at = _NOW + timedelta(days=night)
+                    await site.set_time(at)
                     report = await extract(url, Path(lake), at, **{"run.include": _NAMES})
                     print(f"nightly run {night + 1}: {report.status}, {report.rows} rows", flush=True)
             print(*(line for task in fills for line in task.result()), sep="\n")
-            templates = await site.templates()
+            templates = site.templates()
             for name in _NAMES:
                 endpoint = ENDPOINTS[name]
                 key = list(endpoint.key)
