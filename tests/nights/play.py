@@ -120,7 +120,7 @@ async def play(
             snapshots = 10**6 if include else await _snapshot_requests(site, now)
             killed_after, killed = None, 0
             if crashes and number % 3 == 0:
-                killed_after = chance.uniform(0.4, 0.4 + took)
+                killed_after = chance.uniform(0, took)
                 await _killed(url, folder / "lake", at, killed_after)
                 killed = (await site.requests()).total()
             began = time.monotonic()
@@ -152,13 +152,15 @@ async def _snapshot_requests(site: Site, now: datetime) -> int:
 
 
 async def _killed(url: str, lake: Path, at: datetime, seconds: float) -> None:
-    """A run in a process of its own that is killed after so many seconds; it may have ended before."""
+    """A run in a process of its own that is killed so long after it began; it may have ended before."""
     child = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "tests.nights.one", url, str(lake), at.isoformat()),
         cwd=_TOP,
-        stdout=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.DEVNULL,
     )
+    assert child.stdout is not None
+    await child.stdout.readline()
     await asyncio.sleep(seconds)
     if child.returncode is None:
         child.kill()
