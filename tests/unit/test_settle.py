@@ -488,3 +488,12 @@ def test_a_window_that_lost_all_its_rows_has_none() -> None:
     settled = lake.run({"2026-10": page("a"), "2026-11": "[]"})
 
     assert (settled.report.status, lake.ids) == ("complete", ["a"])
+
+
+def test_each_key_stands_once_in_each_window_that_is_read_anew() -> None:
+    lake = Lake(endpoint=BILLS)
+
+    settled = lake.run({"2026-10": page("a", "a"), "2026-11": page("a", n=1)})
+
+    assert told(settled) == ("complete", 2, 2)
+    assert lake.ids == ["a", "a"]
