@@ -22,6 +22,7 @@ import anyio.abc
 
 from extractor.account import TableRun
 from extractor.batch import Stamp
+from extractor.checks import check_schema
 from extractor.clock import SystemClock
 from extractor.commit import (
     CommitLog,
@@ -37,9 +38,11 @@ from extractor.commit import (
 from extractor.config import Account, Config, SecretText
 from extractor.errors import (
     AuthError,
+    ConfigError,
     LakeError,
 )
 from extractor.events import Committed, Observer, RunFinished, RunStarted, TableFinished, Warned, ignore
+from extractor.lake import Lake
 from extractor.lane import Budget, Executor, Part, Sink, ThreadExecutor
 from extractor.ledger import Outcome
 from extractor.plan import TablePlan
@@ -54,6 +57,7 @@ from extractor.reader import (
     read_all,
     set_up,
 )
+from extractor.references import Referring, hold_back_dangling
 from extractor.report import RequestFigures, RunReport, TableReport, exit_code_of
 from extractor.schema import TableSchema, plan_schema
 from extractor.settle import Reading, Settled, settle_table
@@ -175,7 +179,7 @@ class _Run:
             told = gravest(error)
             with anyio.CancelScope(shield=True):
                 await self._executor.run(
-                    self._abandon, leases, before is None and isinstance(told, AuthError)
+                    self._abandon, leases, before is None and isinstance(told, AuthError | ConfigError)
                 )
             if told is error:
                 raise
@@ -240,6 +244,7 @@ class _Run:
         budget = Budget(int(self._config.limits.memory_mb * (1 << 20)))
         for account, key in self._setup.accounts:
             self._readers.append(await self._executor.run(self._open_reader, account, key, entry, budget))
+        await self._executor.run(self._check_columns)
         async with anyio.create_task_group() as watch:
             watch.start_soon(self._stop_in_time, interruption)
             async with AsyncExitStack() as stack:
@@ -308,11 +313,21 @@ class _Run:
         return plan_schema(
             table.endpoint,
             prior.columns if prior is not None else (),
-            policy=run.schema,
+            # What is accepted for once may bring what the policy refuses.
+            policy="evolve" if run.schema == "fail" and table.name in self._accepted else run.schema,
             pii=run.pii,
             secrets_allowed=table.name in run.secret,
             customer_data_allowed="customer_data" in run.allow,
         )
+
+    def _check_columns(self) -> None:
+        """Return if the columns that checks name are known, as far as catalogue and lake tell."""
+        schemas: dict[str, list[TableSchema]] = {}
+        for planned in self._plan.active if self._config.table_checks else ():
+            schemas[planned.name] = [
+                self._schema(planned, reader.priors.get(planned.name)) for reader in self._readers
+            ]
+        check_schema(self._config, schemas)
 
     def _sink(self, table: TablePlan, account: str, now: datetime) -> Sink:
         if table.mode == "keys":
@@ -383,7 +398,44 @@ class _Run:
                     settled.append(found)
                     # Children are judged by what became of their parent, checks included.
                     outcomes[planned.name] = Outcome(status=found.report.status, reason=found.report.reason)
+        if any(checks.references for checks in self._config.table_checks.values()):
+            settled = await self._executor.run(self._look_up_references, settled, entry)
+        for found in settled:
+            self._finish_table(found)
         return settled
+
+    def _look_up_references(self, settled: Sequence[Settled], entry: LogEntry | None) -> list[Settled]:
+        def standing(table: str, account: str) -> TableState | None:
+            is_there = entry is not None and (table, account) in entry.tables
+            return self._log.state_of(entry, table, account) if entry is not None and is_there else None
+
+        lake = Lake(self._store)
+        referring = Referring(
+            run_id=self._run_id,
+            checks_of=self._config.checks_of,
+            parents={
+                planned.name: planned.endpoint.parent.endpoint
+                for planned in self._plan.active
+                if planned.endpoint.parent
+            },
+            accepted=self._accepted,
+            standing=standing,
+            place_of=lambda path: lake.locate(path, entry) if entry is not None else path,
+        )
+        return hold_back_dangling(self._store, settled, referring)
+
+    def _finish_table(self, settled: Settled) -> None:
+        for warning in settled.warnings:
+            self._warn(warning)
+        self._observer(
+            TableFinished(
+                table=settled.report.name,
+                account=settled.report.account,
+                status=settled.report.status,
+                rows=settled.report.rows,
+                reason=settled.report.reason,
+            )
+        )
 
     async def _settle_one(
         self,
@@ -411,19 +463,7 @@ class _Run:
             moment=self._started_at.astimezone(UTC) + (reader.run.server_offset or timedelta()),
             compression=self._config.parquet.compression,
         )
-        settled = await self._executor.run(settle_table, self._store, reading, sink.writer)
-        for warning in settled.warnings:
-            self._warn(warning)
-        self._observer(
-            TableFinished(
-                table=planned.name,
-                account=reader.account.name,
-                status=settled.report.status,
-                rows=settled.report.rows,
-                reason=settled.report.reason,
-            )
-        )
-        return settled
+        return await self._executor.run(settle_table, self._store, reading, sink.writer)
 
     def _report(self, settled: Sequence[Settled], interruption: Interruption) -> RunReport:
         tables = [item.report for item in settled]

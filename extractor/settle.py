@@ -6,15 +6,17 @@ state is carried forward whole.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from hashlib import blake2b
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from extractor.batch import NULL_PARTITION, Stamp
+from extractor.checks import Subject, fallen, nulls_and_ages
 from extractor.commit import TableRef, TableState, Update
 from extractor.config import Checks, parse_duration
 from extractor.endpoint import Endpoint
@@ -81,7 +83,7 @@ def settle_table(store: Store, reading: Reading, writer: TableWriter) -> Settled
         mutable=_columns_of(reading, reading.endpoint.sync.mutable),
         compression=reading.compression,
     )
-    held = None if reading.is_accepted else _held_back(reading, unique)
+    held = _held_back(store, reading, unique)
     if held is not None:
         return Settled(report=_report(reading, held), update=None)
     warnings = tuple(_warnings(reading, unique))
@@ -117,32 +119,62 @@ def _present_files(reading: Reading, staged: Sequence[Staged]) -> list[DataFile]
     return [file for file in reading.prior.files if file.rows and (is_any or file.partition[1][1] in days)]
 
 
-def _held_back(reading: Reading, unique: Uniqueness) -> Outcome | None:
-    """The reason for which a check holds the table back, if one does."""
-    name = reading.endpoint.name
-    rows = sum(item.file.rows for item in unique.staged)
-    if unique.conflicts and reading.checks.unique_key:
-        examples = "; ".join(unique.conflicts[:3])
-        return Outcome(
-            status="held",
-            reason=f"{len(unique.conflicts)} rows share their key {list(reading.endpoint.key)} with another row "
-            f"({examples}); correct the key in the catalogue, or publish once with --accept {name}",
-        )
+def _held_back(store: Store, reading: Reading, unique: Uniqueness) -> Outcome | None:
+    """The reason for which the table is not published, if there is one."""
     total = reading.ledger.total
     # Each row counts once: one page in the place of another has the right number of rows.
-    came = rows + unique.known_keys
+    came = sum(item.file.rows for item in unique.staged) + unique.known_keys
     if reading.endpoint.sync.kind != "window" and total is not None and came < total:
         return Outcome(status="partial", reason=f"the server says {total} rows, {came} came")
-    prior = reading.prior.rows if reading.prior is not None else 0
-    if reading.endpoint.sync.kind == "snapshot" and prior >= max(1, reading.checks.min_rows):
-        lost = 1 - rows / prior
-        if lost > 0 and lost >= reading.checks.max_drop:
-            return Outcome(
-                status="held",
-                reason=f"{prior} rows fell to {rows} (checks.max_drop = {reading.checks.max_drop:g}); "
-                f"publish once with --accept {name}",
-            )
-    return None
+    reasons = () if reading.is_accepted else tuple(_failed_checks(store, reading, unique))
+    if not reasons:
+        return None
+    return Outcome(
+        status="held", reason=f"{'; '.join(reasons)}; publish once with --accept {reading.endpoint.name}"
+    )
+
+
+def _failed_checks(store: Store, reading: Reading, unique: Uniqueness) -> Iterator[str]:
+    checks, run_id = reading.checks, reading.stamp.run_id
+    if unique.conflicts and checks.unique_key:
+        examples = "; ".join(unique.conflicts[:3])
+        yield (
+            f"{len(unique.conflicts)} rows share their key {list(reading.endpoint.key)} with another row "
+            f"({examples}): correct the key in the catalogue"
+        )
+    yield from _fallen(reading, unique)
+    subject = Subject(
+        table=reading.endpoint.name,
+        paths=tuple(staged_path(run_id, item.file.path) for item in unique.staged),
+        columns={field.source: field.name for field in reading.schema.live},
+        standing=partial(_standing, reading),
+    )
+    yield from nulls_and_ages(store, subject, checks, reading.moment)
+
+
+def _fallen(reading: Reading, unique: Uniqueness) -> Iterator[str]:
+    """The reasons of a snapshot, or of windows that are read anew, that lost too many rows."""
+    if reading.prior is None or reading.endpoint.sync.is_event:
+        return
+    if not reading.endpoint.sync.is_replaced:
+        now = sum(item.file.rows for item in unique.staged)
+        yield from fallen(reading.checks, reading.prior.rows, now)
+        return
+    for window in sorted(reading.ledger.complete_windows()):
+        before = sum(file.rows for file in reading.prior.files if ("window", window) in file.partition)
+        now = sum(item.file.rows for item in unique.staged if item.window == window)
+        yield from fallen(reading.checks, before, now, what=f" of {window}")
+
+
+def _standing(reading: Reading, column: str, after: datetime) -> Iterator[str]:
+    """The lake's files of an event table in which a column may have a time after the given one, newest first."""
+    if not reading.endpoint.sync.is_event or reading.prior is None:
+        return
+    # Rows stand under the day of their own time, or under none.
+    first = f"{after - timedelta(days=1):%Y-%m-%d}" if column == reading.endpoint.sync.cursor else ""
+    for file in sorted(reading.prior.files, key=lambda file: file.partition[1][1], reverse=True):
+        if file.rows and file.partition[1][1] >= first:
+            yield file.path
 
 
 def _warnings(reading: Reading, unique: Uniqueness) -> Iterable[str]:
