@@ -42,6 +42,7 @@ from extractor.errors import (
     LakeError,
 )
 from extractor.events import Committed, Observer, RunFinished, RunStarted, TableFinished, Warned, ignore
+from extractor.evolution import drift_lines, null_keys_of
 from extractor.lake import Lake
 from extractor.lane import Budget, Executor, Part, Sink, ThreadExecutor
 from extractor.ledger import Outcome
@@ -310,7 +311,7 @@ class _Run:
 
     def _schema(self, table: TablePlan, prior: TableState | None) -> TableSchema:
         run = self._config.run
-        return plan_schema(
+        planned = plan_schema(
             table.endpoint,
             prior.columns if prior is not None else (),
             # What is accepted for once may bring what the policy refuses.
@@ -319,6 +320,7 @@ class _Run:
             secrets_allowed=table.name in run.secret,
             customer_data_allowed="customer_data" in run.allow,
         )
+        return replace(planned, null_keys=null_keys_of(prior))
 
     def _check_columns(self) -> None:
         """Return if the columns that checks name are known, as far as catalogue and lake tell."""
@@ -478,12 +480,13 @@ class _Run:
         judged = exit_code_of(tables)
         exit_code = judged if judged == 4 else interruption.exit_code or judged
         seconds = self._clock.monotonic() - self._started
-        drift = tuple(
-            line if count == 1 else f"{line} ({count} pages)"
-            for reader in self._readers
-            for table in reader.tables.values()
-            for line, count in table.ledger.drift.items()
-        )
+        drift = [line for item in settled for line in item.drift]
+        # Of tables that are read for the sake of others nothing is settled.
+        for reader in self._readers:
+            for planned in self._plan.active:
+                if planned.mode == "keys":
+                    ledger = reader.tables[planned.name].ledger
+                    drift += drift_lines(ledger, reader.priors.get(planned.name), reader.account.name)
         return RunReport(
             run_id=self._run_id,
             status="complete" if exit_code == 0 else "interrupted" if interruption.exit_code else "partial",
@@ -494,7 +497,7 @@ class _Run:
             seconds=round(seconds, 3),
             tables=tuple(tables),
             requests=_figures(self._readers, seconds),
-            drift=drift,
+            drift=tuple(drift),
             warnings=tuple(self._warnings),
             message=_message(exit_code, tables, interruption),
         )

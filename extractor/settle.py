@@ -20,6 +20,7 @@ from extractor.checks import Subject, fallen, nulls_and_ages
 from extractor.commit import TableRef, TableState, Update
 from extractor.config import Checks, parse_duration
 from extractor.endpoint import Endpoint
+from extractor.evolution import drift_lines, filled_columns, gone_columns, schema_state
 from extractor.ledger import Ledger, Outcome
 from extractor.plan import Span
 from extractor.report import TableReport
@@ -31,6 +32,8 @@ from extractor.write import DataFile, Staged, TableWriter, staged_path
 __all__ = ("Reading", "Settled", "last_longest_chain", "settle_table")
 
 _LONGEST_CHAIN = "longest_chain"
+_TELLING_ROWS = 20
+"""Of so few new rows all may lack a value by chance."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,6 +64,8 @@ class Settled:
     report: TableReport
     update: Update | None
     warnings: tuple[str, ...] = field(default=())
+    drift: tuple[str, ...] = field(default=())
+    """In words what changed since the last run."""
 
 
 def settle_table(store: Store, reading: Reading, writer: TableWriter) -> Settled:
@@ -72,7 +77,8 @@ def settle_table(store: Store, reading: Reading, writer: TableWriter) -> Settled
     windows = _windows_to_commit(reading)
     if reading.outcome.status != "complete" and not windows:
         writer.abort()
-        return Settled(report=_report(reading, reading.outcome), update=None)
+        lines = drift_lines(reading.ledger, reading.prior, reading.stamp.account)
+        return Settled(report=_report(reading, reading.outcome), update=None, drift=lines)
     staged = [item for item in writer.finish(reading.schema) if windows is None or item.window in windows]
     unique = make_unique(
         store,
@@ -83,12 +89,47 @@ def settle_table(store: Store, reading: Reading, writer: TableWriter) -> Settled
         mutable=_columns_of(reading, reading.endpoint.sync.mutable),
         compression=reading.compression,
     )
+    empty = _empty_columns(store, reading, unique.staged)
+    gone = gone_columns(reading.prior, empty)
+    drift = drift_lines(
+        reading.ledger, reading.prior, reading.stamp.account, schema=reading.schema, gone=gone
+    )
     held = _held_back(store, reading, unique)
     if held is not None:
-        return Settled(report=_report(reading, held), update=None)
+        return Settled(report=_report(reading, held), update=None, drift=drift)
     warnings = tuple(_warnings(reading, unique))
     settled = _new_state(store, reading, writer, list(unique.staged))
-    return replace(settled, warnings=warnings)
+    return replace(_with_schema_state(settled, reading, empty, gone), warnings=warnings, drift=drift)
+
+
+def _with_schema_state(
+    settled: Settled, reading: Reading, empty: frozenset[str] | None, gone: Sequence[str]
+) -> Settled:
+    if settled.update is None:
+        return settled
+    found = schema_state(
+        reading.schema,
+        reading.prior,
+        reading.ledger,
+        empty,
+        gone,
+        is_event=reading.endpoint.sync.kind != "snapshot",
+        run_id=reading.stamp.run_id,
+        at=reading.stamp.snapshot_at.isoformat(),
+    )
+    state = replace(settled.update.state, state={**settled.update.state.state, **found})
+    return replace(settled, update=replace(settled.update, state=state))
+
+
+def _empty_columns(store: Store, reading: Reading, staged: Sequence[Staged]) -> frozenset[str] | None:
+    """The columns of which no row that was read has a value; None where too few rows were read to tell."""
+    rows = sum(item.file.rows for item in staged)
+    if not rows or (reading.endpoint.sync.kind != "snapshot" and rows < _TELLING_ROWS):
+        return None
+    paths = [staged_path(reading.stamp.run_id, item.file.path) for item in staged]
+    return frozenset(field.source for field in reading.schema.live) - filled_columns(
+        store, paths, {field.name: field.source for field in reading.schema.live}
+    )
 
 
 def _columns_of(reading: Reading, keys: Sequence[str]) -> list[str]:
