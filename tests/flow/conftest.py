@@ -291,7 +291,7 @@ class _NightClock(SystemClock):
 class Nights:
     """An API of one's own whose rows change from run to run, and a lake that follows it, in this process.
 
-    `rows` has the answer of each path; `catalogue` is the text of the endpoints' file.
+    `rows` has the answer of each path, or what makes it of the query; `catalogue` is the text of the endpoints.
     """
 
     folder: Path
@@ -350,7 +350,14 @@ class Nights:
         headers = {"Date": format_datetime(self.clock.now(), usegmt=True)}
         if request.path not in self.rows:
             return web.json_response({"detail": "no such path"}, status=404, headers=headers)
-        return web.json_response(self.rows[request.path], headers=headers)
+        rows = self.rows[request.path]
+        return web.json_response(rows(request.query) if callable(rows) else rows, headers=headers)
+
+
+@pytest.fixture(scope="session")
+def make_nights() -> Callable[[Path], Nights]:
+    """`make_nights(folder)`: an API whose rows the test changes, and an empty lake, in a folder."""
+    return Nights
 
 
 @pytest.fixture
