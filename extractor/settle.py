@@ -180,7 +180,7 @@ def _failed_checks(store: Store, reading: Reading, unique: Uniqueness) -> Iterat
     if unique.conflicts and checks.unique_key:
         examples = "; ".join(unique.conflicts[:3])
         yield (
-            f"{len(unique.conflicts)} rows share their key {list(reading.endpoint.key)} with another row "
+            f"{unique.conflicting_keys} rows share their key {list(reading.endpoint.key)} with another row "
             f"({examples}): correct the key in the catalogue"
         )
     yield from _fallen(reading, unique)
