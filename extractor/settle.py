@@ -209,7 +209,7 @@ def _fallen(reading: Reading, unique: Uniqueness) -> Iterator[str]:
 
 def _standing(reading: Reading, column: str, after: datetime) -> Iterator[str]:
     """The lake's files of an event table in which a column may have a time after the given one, newest first."""
-    if not reading.endpoint.sync.is_event or reading.prior is None:
+    if reading.prior is None or not reading.endpoint.sync.is_event:
         return
     # Rows stand under the day of their own time, or under none.
     first = f"{after - timedelta(days=1):%Y-%m-%d}" if column == reading.endpoint.sync.cursor else ""
