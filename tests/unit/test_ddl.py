@@ -460,3 +460,9 @@ def test_what_cannot_be_printed_is_one_line(
     assert captured.out == ""
     assert complaint in captured.err
     assert len(captured.err.splitlines()) == 1
+
+
+def test_the_verb_offers_every_engine_that_there_is(capsys: pytest.CaptureFixture[str]) -> None:
+    invoke(["ddl", "--help"])
+
+    assert f"[{'|'.join(ENGINES)}]" in capsys.readouterr().out
