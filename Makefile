@@ -23,7 +23,7 @@ LOCKED := import sys; sys.exit((sys.implementation.name, sys.platform, sys.versi
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help setup demo check lint types imports test format lock clean bench bench-memory bench-pacing laws laws-mutations spark
+.PHONY: help setup demo check lint types imports test format lock clean bench bench-memory bench-pacing laws laws-mutations nights backfill-year spark
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -72,6 +72,12 @@ laws-mutations: $(VENV)/.developed ## plant each known bug in a copy, and see th
 # In an environment of its own: Spark is 800 MB, and needs Java.
 spark: build/spark/.installed ## read a lake of ten changing nights with Spark, too, with what `ddl` prints for it
 	@build/spark/bin/python -m pytest -q --timeout 300 tests/flow/test_readers.py
+
+nights: $(VENV)/.developed ## thirty nights of an account that lives on, without crashes and with; NIGHTS_ARGS="--seed 2"
+	@$(BIN)/python -m tests.nights $(NIGHTS_ARGS)
+
+backfill-year: $(VENV)/.developed ## a year of notifications and log archives, killed twice, beside two nightly runs
+	@$(BIN)/python -m tests.nights.year
 
 lock: ## resolve the developers' requirements anew, into requirements/ci.txt
 	@rm -rf build/lock

@@ -1,6 +1,7 @@
 """Everything that the MariaDB SkySQL API can be read for, as Parquet that is right after any crash.
 
     report = extractor.run(extractor.load_config())
+    report = extractor.backfill("notifications", config, start=start, end=end)
     batches = extractor.stream("services", config)
     lake = extractor.Lake("lake")
 
@@ -13,18 +14,31 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from extractor.api import __version__, extract, run, stream
+    from extractor.api import __version__, backfill, backfill_async, extract, run, stream
     from extractor.config import Config, load_config
     from extractor.lake import Lake
     from extractor.report import RunReport
 
-__all__ = ("Config", "Lake", "RunReport", "__version__", "extract", "load_config", "run", "stream")
+__all__ = (
+    "Config",
+    "Lake",
+    "RunReport",
+    "__version__",
+    "backfill",
+    "backfill_async",
+    "extract",
+    "load_config",
+    "run",
+    "stream",
+)
 
 _HOMES = {
     "Config": "extractor.config",
     "Lake": "extractor.lake",
     "RunReport": "extractor.report",
     "__version__": "extractor.api",
+    "backfill": "extractor.api",
+    "backfill_async": "extractor.api",
     "extract": "extractor.api",
     "load_config": "extractor.config",
     "run": "extractor.api",

@@ -382,6 +382,12 @@ class CommitLog:
         found = cast(Mapping[str, Sequence[str]], self.read_list(entry.replaced)["replaced"])
         return {path: tuple(paths) for path, paths in found.items()}
 
+    def replacing_files(self, entry: LogEntry) -> Mapping[str, DataFile]:
+        """Those files by path that hold the rows of what `entry` removed and are in no table's state."""
+        content = self.read_list(entry.replaced) if entry.replaced else {}
+        found = map(_pair, cast(list[object], content.get("files", [])))
+        return {path: _file_of(path, value) for path, value in found}
+
     def lists_of(self, reference: TableRef) -> frozenset[str]:
         """The digests of every list that a table's state consists of: to be kept while an entry has it."""
         content = self.read_list(reference.digest)
@@ -488,6 +494,8 @@ class CommitLog:
         )
 
     def _broken_chain(self, sequence: int) -> LakeError:
+        if not self.digest_of(sequence - 1):
+            return self._missing_number(sequence - 1)
         return LakeError(
             f"log entry {sequence} in lake {self._store.uri} was not built on entry {sequence - 1} as it is; "
             "one of them was changed or replaced: restore both from one copy of the lake"
@@ -513,6 +521,7 @@ class _Lease:
     taken_at: str
     holder: Holder
     tables: tuple[TableKey, ...]
+    is_brief: bool = False
 
 
 class Leases:
@@ -535,6 +544,7 @@ class Leases:
         stale_seconds: float = 60,
         holder: Holder | None = None,
         token: str = "",
+        is_brief: bool = False,
     ) -> None:
         self.heartbeat_seconds = heartbeat_seconds
         self._store = store
@@ -546,10 +556,15 @@ class Leases:
             taken_at="",
             holder=holder if holder is not None else this_process(),
             tables=tuple(sorted(set(tables))),
+            is_brief=is_brief,
         )
 
     def acquire(self) -> None:
-        """Hold all the tables. Raises: LakeBusy, naming the run in the way; nothing is held then."""
+        """Hold all the tables.
+
+        Raises: LakeBusy, naming the run in the way; nothing is held then. If its `is_brief` is true it is worth
+        asking again in a moment.
+        """
         self.beat()
         mine = replace(self._mine, taken_at=_time_text(self._clock.now()))
         try:
@@ -559,7 +574,8 @@ class Leases:
                 if _put_leases(self._store, number + 1, [*kept, mine]):
                     return
             raise LakeBusy(
-                f"cannot lease tables of lake {self._store.uri}: other runs were always first; run again"
+                f"cannot lease tables of lake {self._store.uri}: other runs were always first; run again",
+                is_brief=True,
             )
         except LakeBusy:
             self._store.delete(_beat_path(mine.token))
@@ -612,7 +628,8 @@ class Leases:
         raise LakeBusy(
             f"table {table} of account {account}{others} is being written by run {lease.run_id} "
             f"(process {lease.holder.pid} on {lease.holder.host}, since {lease.taken_at}, "
-            f"last sign of life {age_seconds:.0f} s ago); wait for it, then run again"
+            f"last sign of life {age_seconds:.0f} s ago); wait for it, then run again",
+            is_brief=lease.is_brief or self._mine.is_brief,
         )
 
 
@@ -1075,6 +1092,7 @@ def _lease_of(content: Mapping[str, object]) -> _Lease:
         taken_at=str(content["taken_at"]),
         holder=Holder(**cast(dict[str, str], content["holder"])),  # type: ignore[arg-type]  # pid is a number
         tables=tuple((table, account) for table, account in cast(list[list[str]], content["tables"])),
+        is_brief=bool(content.get("is_brief", False)),
     )
 
 

@@ -39,6 +39,7 @@ from extractor.config import Account, Config, SecretText
 from extractor.errors import (
     AuthError,
     ConfigError,
+    LakeBusy,
     LakeError,
 )
 from extractor.events import Committed, Observer, RunFinished, RunStarted, TableFinished, Warned, ignore
@@ -46,7 +47,7 @@ from extractor.evolution import drift_lines, null_keys_of
 from extractor.lake import Lake
 from extractor.lane import Budget, Executor, Part, Sink, ThreadExecutor
 from extractor.ledger import Outcome
-from extractor.plan import TablePlan
+from extractor.plan import Span, TablePlan
 from extractor.reader import (
     Interruption,
     NoSink,
@@ -64,9 +65,12 @@ from extractor.schema import TableSchema, plan_schema
 from extractor.settle import Reading, Settled, settle_table
 from extractor.store import Store
 from extractor.stores import open_store
+from extractor.windows import follows
 from extractor.write import RowGroup, TableWriter, WriteSettings
 
-__all__ = ("Interruption", "World", "extract")
+__all__ = ("Interruption", "Run", "World", "WriterSink", "extract")
+
+_BUSY_SECONDS = 0.2
 
 
 async def extract(
@@ -96,11 +100,11 @@ async def extract(
         )
     setup = set_up(config, key_file, world, accept)
     store = world.store or open_store(config.lake.uri)
-    run = _Run(setup, store, world, observer, frozenset(accept))
+    run = Run(setup, store, world, observer, frozenset(accept))
     return await run.to_the_end(interruption or Interruption())
 
 
-class _WriterSink:
+class WriterSink:
     """A table's writer as the lane's sink: what computes is done off the event loop."""
 
     def __init__(self, writer: TableWriter, executor: Executor, *, is_event: bool) -> None:
@@ -135,7 +139,7 @@ class _WriterSink:
         self.writer.let_go(groups)
 
 
-class _Run:
+class Run:
     """One run: what it holds while it lasts."""
 
     def __init__(
@@ -151,12 +155,17 @@ class _Run:
         self._observer = observer
         self._accepted = accepted
         self._executor = world.executor or ThreadExecutor()
-        self._started_at = self._clock.now()
+        self._own_start = self._clock.now()
+        """By the clock of this machine, whatever the log says."""
+        self._started_at = self._own_start
         self._started = self._clock.monotonic()
         self._run_id = f"{self._started_at:%Y%m%dT%H%M%SZ}-{world.token(4)}"
         self._warnings: list[str] = []
         self._provenance: dict[str, object] = {}
         self._readers: list[Reader] = []
+        self._numbers: dict[tuple[str, str], dict[str, int]] = {}
+        self._given_spans: Mapping[str, tuple[Span, ...]] | None = None
+        """The windows to read where it is not the state that says so."""
         self._may_be_committed = False
         """True from before the put of the log on: what is staged may then be all there is of committed files."""
 
@@ -172,7 +181,7 @@ class _Run:
             token=self._world.token(16),
         )
         before = await self._executor.run(self._log.newest)
-        await self._executor.run(self._prepare, leases)
+        await self._hold(leases)
         self._observer(RunStarted(run_id=self._run_id, lake=self._store.uri, tables=tuple(keys)))
         try:
             report = await self._read_and_commit(leases, interruption)
@@ -187,6 +196,16 @@ class _Run:
             raise told from error
         self._observer(RunFinished(run_id=report.run_id, status=report.status, exit_code=report.exit_code))
         return report
+
+    async def _hold(self, leases: Leases) -> None:
+        """Take the tables and prepare the lake; what has them only for a moment is waited for."""
+        while True:
+            try:
+                return await self._executor.run(self._prepare, leases)
+            except LakeBusy as busy:
+                if not busy.is_brief:
+                    raise
+            await self._clock.sleep_until(self._clock.monotonic() + _BUSY_SECONDS)
 
     def _prepare(self, leases: Leases) -> None:
         """Make sure of the lake: it can be written, nobody else writes these tables, and it is in order."""
@@ -221,6 +240,12 @@ class _Run:
 
     async def _read_and_commit(self, leases: Leases, interruption: Interruption) -> RunReport:
         entry = await self._executor.run(self._log.newest)
+        if entry is not None and entry.committed_at > self._started_at:
+            self._started_at = entry.committed_at
+            self._warn(
+                "this machine's clock is behind the newest commit; the run has its time, "
+                f"{entry.committed_at:%Y-%m-%dT%H:%M:%SZ}"
+            )
         async with anyio.create_task_group() as beats:
             beats.start_soon(self._beat, leases)
             try:
@@ -307,6 +332,7 @@ class _Run:
             sink_of=lambda table: self._sink(table, account.name, now),
             spool_folder=self._spool_folder,
             learnt_rate=float(rate) if isinstance(rate, int | float) else None,
+            spans=self._given_spans,
         )
 
     def _schema(self, table: TablePlan, prior: TableState | None) -> TableSchema:
@@ -348,8 +374,9 @@ class _Run:
                 open_files=parquet.open_files,
             ),
             snapshot_date=self._started_at.date().isoformat(),
+            numbers=self._numbers.setdefault((table.name, account), {}),
         )
-        return _WriterSink(writer, self._executor, is_event=table.endpoint.sync.is_event)
+        return WriterSink(writer, self._executor, is_event=table.endpoint.sync.is_event)
 
     def _stamp(self, table: TablePlan, account: str) -> Stamp:
         return Stamp(
@@ -374,7 +401,7 @@ class _Run:
             for reader in self._readers:
                 for table in reader.tables.values():
                     sink = table.lane.sink
-                    if isinstance(sink, _WriterSink) and table.ledger.is_any_complete:
+                    if isinstance(sink, WriterSink) and table.ledger.is_any_complete:
                         tasks.start_soon(self._executor.run, sink.writer.close)
 
     async def _settle(self, entry: LogEntry | None) -> list[Settled]:
@@ -388,13 +415,12 @@ class _Run:
                 outcomes[planned.name] = outcome
                 if planned.mode == "run":
                     above = planned.endpoint.parent
-                    is_whole = (
+                    # A follower is told window by window what came of its parent.
+                    is_whole = not table.ledger.parents_without_value and (
                         not above
                         or above.endpoint not in outcomes
-                        or (
-                            outcomes[above.endpoint].status == "complete"
-                            and not table.ledger.parents_without_value
-                        )
+                        or outcomes[above.endpoint].status == "complete"
+                        or table.is_follower
                     )
                     found = await self._settle_one(planned, table, outcome, reader, entry, is_whole)
                     settled.append(found)
@@ -449,7 +475,7 @@ class _Run:
         is_parent_whole: bool,
     ) -> Settled:
         sink = table.lane.sink
-        assert isinstance(sink, _WriterSink)
+        assert isinstance(sink, WriterSink)
         reading = Reading(
             endpoint=planned.endpoint,
             ledger=table.ledger,
@@ -462,9 +488,19 @@ class _Run:
             checks=self._config.checks_of(planned.name),
             is_accepted=planned.name in self._accepted,
             is_parent_whole=is_parent_whole,
-            moment=self._started_at.astimezone(UTC) + (reader.run.server_offset or timedelta()),
+            moment=self._own_start.astimezone(UTC) + (reader.run.server_offset or timedelta()),
             compression=self._config.parquet.compression,
+            versions=table.versions,
+            is_backfill=self._given_spans is not None,
         )
+        source = follows(planned.endpoint, self._plan)
+        if source is not None and planned.endpoint.parent is not None:
+            reading = replace(
+                reading,
+                spans=reader.tables[source.name].spans,
+                followed=source.endpoint.sync.window,
+                parent_windows=reader.whole_windows(planned.endpoint.parent.endpoint),
+            )
         return await self._executor.run(settle_table, self._store, reading, sink.writer)
 
     def _report(self, settled: Sequence[Settled], interruption: Interruption) -> RunReport:
@@ -502,7 +538,9 @@ class _Run:
             message=_message(exit_code, tables, interruption),
         )
 
-    async def _commit(self, settled: Sequence[Settled], report: RunReport, leases: Leases) -> RunReport:
+    async def _commit(
+        self, settled: Sequence[Settled], report: RunReport, leases: Leases, *, is_final: bool = True
+    ) -> RunReport:
         updates = [item.update for item in settled if item.update is not None]
         source = {
             "base_url": self._config.source.base_url,
@@ -527,6 +565,7 @@ class _Run:
             clock=self._clock,
             leases=leases,
             status=report.status,
+            is_final=is_final,
         )
         self._observer(
             Committed(
