@@ -512,7 +512,6 @@ class AccountRun:
         chain.undecoded -= 1
         if isinstance(failure, DriftRefused):
             table.ledger.drift_refused = failure.message
-            table.ledger.note_drift([failure.message])
             self._fail_chain(table, request, failure.message)
             return
         # JSON was checked before its chain went on, so that asking again would not help; other formats are one

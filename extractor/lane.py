@@ -27,6 +27,7 @@ from extractor.decode.binary import read_binary
 from extractor.decode.json import Decoded, decode_rows
 from extractor.decode.log_archive import read_log_archive
 from extractor.decode.openmetrics import read_metrics
+from extractor.drift import Drift
 from extractor.endpoint import Endpoint
 from extractor.errors import DriftRefused, ExtractError, RequestError
 from extractor.fetch import Response
@@ -217,7 +218,7 @@ class Lane:
         spool_folder: Callable[[], Path],
         on_page: Callable[[Page, pa.RecordBatch | None, int], None],
         on_failure: Callable[[Page, ExtractError], None],
-        on_drift: Callable[[Sequence[str]], None],
+        on_drift: Callable[[Sequence[Drift]], None],
         spawn: Spawn,
         is_eager: bool = False,
     ) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from extractor.drift import Drift, merged
 from extractor.paging import Chain
 from extractor.plan import PageRequest, Span
 from extractor.report import Status
@@ -65,7 +66,8 @@ class Ledger:
     """Rows of the parent that were asked for before, and are as they were."""
     failures: list[str] = field(default_factory=list)
     failure_count: int = 0
-    drift: dict[str, int] = field(default_factory=dict)
+    drift: dict[tuple[str, str], Drift] = field(default_factory=dict)
+    """By kind and column."""
     notes: dict[str, int] = field(default_factory=dict)
 
     def fail(self, chain: OpenChain, reason: str) -> None:
@@ -77,9 +79,10 @@ class Ledger:
         if len(self.failures) < _FAILURES_KEPT and reason not in self.failures:
             self.failures.append(reason)
 
-    def note_drift(self, lines: Iterable[str]) -> None:
-        for line in lines:
-            self.drift[line] = self.drift.get(line, 0) + 1
+    def note_drift(self, drifts: Iterable[Drift]) -> None:
+        for drift in drifts:
+            before = self.drift.get((drift.kind, drift.column))
+            self.drift[drift.kind, drift.column] = merged(before, drift) if before is not None else drift
 
     def note(self, line: str) -> None:
         self.notes[line] = self.notes.get(line, 0) + 1

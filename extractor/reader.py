@@ -22,11 +22,12 @@ import anyio.abc
 from extractor.account import AccountRun, Credential, TableRun
 from extractor.auth import TokenAnswer, TokenSource, read_keyinfo, read_token_answer
 from extractor.catalog import load_catalog
+from extractor.checks import check_names
 from extractor.clock import Clock
 from extractor.commit import (
     TableState,
 )
-from extractor.config import Account, Config, KeySources, SecretText, find_key
+from extractor.config import Account, Config, KeySources, SecretText, find_key, nearest_name
 from extractor.errors import (
     AuthError,
     ConfigError,
@@ -118,7 +119,10 @@ def set_up(config: Config, key_file: str, world: World, accept: Sequence[str]) -
     plan = make_plan(catalog.endpoints, config)
     for name in accept:
         if name not in catalog.endpoints:
-            raise ConfigError(f"--accept {name}: no such table")
+            raise ConfigError(
+                f"--accept {name}: no such table{nearest_name(name, set(catalog.endpoints), '')}"
+            )
+    check_names(config, catalog.endpoints)
     return Setup(config=config, plan=plan, accounts=find_accounts(config, key_file, world.environment))
 
 
