@@ -25,11 +25,13 @@ from yarl import URL
 from extractor.clock import Clock
 from extractor.config import is_loopback
 from extractor.errors import BodyTooLarge, NetworkError, RedirectRefused, RequestError, StatusError
+from extractor.inflate import Inflater
 
 __all__ = ("FetchLimits", "Fetcher", "Request", "Response", "parse_date")
 
 _CHUNK_BYTES = 1 << 18
 _EXCERPT_BYTES = 2_000
+_CUT = "the body was cut or is not encoded as it says"
 
 
 class FetchLimits(msgspec.Struct, frozen=True, kw_only=True):
@@ -37,6 +39,7 @@ class FetchLimits(msgspec.Struct, frozen=True, kw_only=True):
 
     connect_seconds: float = 10.0
     idle_seconds: float = 60.0
+    longest_seconds: float = 600.0
     body_bytes_max: int = 1 << 30
     spool_bytes: int = 1 << 20
     redirects: int = 3
@@ -130,10 +133,13 @@ class Fetcher:
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=limits.connections, ttl_dns_cache=300, keepalive_timeout=75),
             timeout=aiohttp.ClientTimeout(
-                total=None, sock_connect=limits.connect_seconds, sock_read=limits.idle_seconds
+                total=limits.longest_seconds,
+                sock_connect=limits.connect_seconds,
+                sock_read=limits.idle_seconds,
             ),
             headers={"User-Agent": self._user_agent, "Accept": "*/*", "Accept-Encoding": "gzip"},
             cookie_jar=aiohttp.DummyCookieJar(),
+            auto_decompress=False,
             # The environment's proxy is honoured, but never for this machine itself.
             trust_env=not is_loopback(urlsplit(self._base).hostname or ""),
             skip_auto_headers=("Content-Type",),
@@ -212,8 +218,11 @@ class Fetcher:
         self, answer: aiohttp.ClientResponse, headers: Mapping[str, str], request: Request
     ) -> StatusError:
         try:
-            excerpt = (await answer.content.read(_EXCERPT_BYTES)).decode("utf-8", "replace")
-        except (aiohttp.ClientError, TimeoutError):
+            start = await answer.content.read(_EXCERPT_BYTES)
+            if headers.get("content-encoding", "").lower() == "gzip":
+                start = next(Inflater().feed(start), b"")[:_EXCERPT_BYTES]
+            excerpt = start.decode("utf-8", "replace")
+        except (aiohttp.ClientError, TimeoutError, ValueError):
             excerpt = ""
         message = f"{request.path}: status {answer.status}"
         return StatusError(message, status=answer.status, headers=headers, excerpt=excerpt)
@@ -221,20 +230,31 @@ class Fetcher:
     async def _receive(
         self, answer: aiohttp.ClientResponse, headers: Mapping[str, str], request: Request
     ) -> _Body:
+        inflater = _inflater(headers, request)
         body = _Body(self._limits.spool_bytes, self._spool_folder)
         try:
             while chunk := await answer.content.readany():
-                self.received_bytes += len(chunk)
-                body.add(chunk)
-                if body.size_bytes > self._limits.body_bytes_max:
-                    most = self._limits.body_bytes_max / (1 << 20)
-                    raise BodyTooLarge(
-                        f"{request.path}: the body has more than {most:g} MiB (bounds.body_mb)"
-                    )
+                if inflater is None:
+                    self._take(chunk, body, request)
+                    continue
+                for piece in inflater.feed(chunk):
+                    self._take(piece, body, request)
+            if inflater is not None:
+                inflater.end()
             return body
+        except ValueError:
+            body.discard()
+            raise NetworkError(f"{request.path}: {_CUT}") from None
         except BaseException:
             body.discard()
             raise
+
+    def _take(self, piece: bytes, body: _Body, request: Request) -> None:
+        self.received_bytes += len(piece)
+        body.add(piece)
+        if body.size_bytes > self._limits.body_bytes_max:
+            most = self._limits.body_bytes_max / (1 << 20)
+            raise BodyTooLarge(f"{request.path}: the body has more than {most:g} MiB (bounds.body_mb)")
 
 
 class _Body:
@@ -274,6 +294,17 @@ class _Body:
             self.spool.unlink(missing_ok=True)
 
 
+def _inflater(headers: Mapping[str, str], request: Request) -> Inflater | None:
+    """What unfolds the body; None where it is plain. Raises: NetworkError for an encoding nobody asked for."""
+    match headers.get("content-encoding", "").strip().lower():
+        case "" | "identity":
+            return None
+        case "gzip" | "x-gzip":
+            return Inflater()
+        case _:
+            raise NetworkError(f"{request.path}: the body is encoded in a way that was not asked for")
+
+
 def _plain_headers(headers: CIMultiDictProxy[str]) -> dict[str, str]:
     plain: dict[str, str] = {}
     for name, value in headers.items():
@@ -291,12 +322,18 @@ def _translate(error: Exception, request: Request) -> RequestError:
             what = "TLS failed: the certificate or protocol was refused"
         case aiohttp.ConnectionTimeoutError():
             what = "no connection within limits.connect_seconds"
+        case aiohttp.ClientProxyConnectionError():
+            what = f"no connection to the proxy ({_reason(error.os_error)})"
+        case aiohttp.ClientHttpProxyError():
+            what = f"the proxy refused the connection (status {error.status})"
         case aiohttp.ClientConnectorError():
             what = f"no connection ({_reason(error.os_error)})"
-        case TimeoutError():
+        case aiohttp.ServerTimeoutError():
             what = "no byte within limits.idle_seconds"
+        case TimeoutError():
+            what = "no whole answer within limits.retry_seconds"
         case aiohttp.ClientPayloadError():
-            what = "the body was cut or is not encoded as it says"
+            what = _CUT
         case aiohttp.ServerDisconnectedError() | aiohttp.ClientOSError() | ConnectionError():
             what = "the connection was reset"
         case OSError():

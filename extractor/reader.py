@@ -478,6 +478,7 @@ def _fetch_limits(config: Config) -> FetchLimits:
     return FetchLimits(
         connect_seconds=limits.connect_seconds,
         idle_seconds=limits.idle_seconds,
+        longest_seconds=max(limits.retry_seconds, limits.idle_seconds),
         body_bytes_max=int(config.bounds.body_mb * (1 << 20)),
         # Bodies on their way are at most a quarter of the budget, all together.
         spool_bytes=min(max(memory // (4 * limits.concurrency), 256 << 10), 4 << 20),
