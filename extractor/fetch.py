@@ -11,6 +11,7 @@ import os
 import ssl
 import tempfile
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from pathlib import Path
@@ -26,6 +27,7 @@ from extractor.clock import Clock
 from extractor.config import is_loopback
 from extractor.errors import BodyTooLarge, NetworkError, RedirectRefused, RequestError, StatusError
 from extractor.inflate import Inflater
+from extractor.spool import spooling
 
 __all__ = ("FetchLimits", "Fetcher", "Request", "Response", "parse_date")
 
@@ -83,17 +85,24 @@ class Response(msgspec.Struct, frozen=True, kw_only=True):
         return parse_date(self.headers.get("date", ""))
 
     def open(self) -> BinaryIO:
-        """The body as a seekable stream."""
-        return self.spool.open("rb") if self.spool is not None else io.BytesIO(self.body)
+        """The body as a seekable stream. Raises: LakeError."""
+        if self.spool is None:
+            return io.BytesIO(self.body)
+        with spooling("an answer"):
+            return self.spool.open("rb")
 
     def read(self) -> bytes:
-        """The body, whole."""
-        return self.spool.read_bytes() if self.spool is not None else self.body
+        """The body, whole. Raises: LakeError."""
+        if self.spool is None:
+            return self.body
+        with spooling("an answer"):
+            return self.spool.read_bytes()
 
     def discard(self) -> None:
         """Remove the spooled file, if any."""
         if self.spool is not None:
-            self.spool.unlink(missing_ok=True)
+            with suppress(OSError):
+                self.spool.unlink(missing_ok=True)
 
 
 def parse_date(text: str) -> datetime | None:
@@ -160,6 +169,7 @@ class Fetcher:
 
         Raises:
             NetworkError, StatusError, BodyTooLarge, RedirectRefused: see `errors`.
+            LakeError: a large body could not be kept on disk.
         """
         started = self._clock.monotonic()
         try:
@@ -231,7 +241,7 @@ class Fetcher:
         self, answer: aiohttp.ClientResponse, headers: Mapping[str, str], request: Request
     ) -> _Body:
         inflater = _inflater(headers, request)
-        body = _Body(self._limits.spool_bytes, self._spool_folder)
+        body = _Body(self._limits.spool_bytes, self._spool_folder, request.path)
         try:
             while chunk := await answer.content.readany():
                 if inflater is None:
@@ -260,8 +270,9 @@ class Fetcher:
 class _Body:
     """Bytes as they arrive: held in memory up to a threshold, then in a file."""
 
-    def __init__(self, spool_bytes: int, spool_folder: Callable[[], Path]) -> None:
+    def __init__(self, spool_bytes: int, spool_folder: Callable[[], Path], path: str) -> None:
         self.size_bytes = 0
+        self._path = path
         self.spool: Path | None = None
         self._spool_bytes = spool_bytes
         self._spool_folder = spool_folder
@@ -270,28 +281,33 @@ class _Body:
 
     def add(self, chunk: bytes) -> None:
         self.size_bytes += len(chunk)
-        if self._file is None and self.size_bytes > self._spool_bytes:
-            number, name = tempfile.mkstemp(dir=self._spool_folder(), prefix="body-")
-            self.spool, self._file = Path(name), os.fdopen(number, "wb")
-            self._file.writelines(self._held)
-            self._held.clear()
-        if self._file is not None:
-            self._file.write(chunk)
-        else:
+        if self.size_bytes <= self._spool_bytes:
             self._held.append(chunk)
+            return
+        with spooling(f"{self._path}: the answer"):
+            if self._file is None:
+                number, name = tempfile.mkstemp(dir=self._spool_folder(), prefix="body-")
+                self.spool, self._file = Path(name), os.fdopen(number, "wb")
+                self._file.writelines(self._held)
+                self._held.clear()
+            self._file.write(chunk)
 
     def close(self) -> bytes:
         """Complete the body; its bytes where they are held, else nothing: they are in `spool`."""
         if self._file is not None:
-            self._file.close()
+            with spooling(f"{self._path}: the answer"):
+                self._file.close()
         return self._held[0] if len(self._held) == 1 else b"".join(self._held)
 
     def discard(self) -> None:
         """Leave nothing."""
+        # Closing writes what is buffered, which fails again on a full disk; the file goes either way.
         if self._file is not None:
-            self._file.close()
+            with suppress(OSError):
+                self._file.close()
         if self.spool is not None:
-            self.spool.unlink(missing_ok=True)
+            with suppress(OSError):
+                self.spool.unlink(missing_ok=True)
 
 
 def _inflater(headers: Mapping[str, str], request: Request) -> Inflater | None:
@@ -337,7 +353,7 @@ def _translate(error: Exception, request: Request) -> RequestError:
         case aiohttp.ServerDisconnectedError() | aiohttp.ClientOSError() | ConnectionError():
             what = "the connection was reset"
         case OSError():
-            what = f"the answer could not be kept on disk ({_reason(error)})"
+            what = f"the connection failed ({_reason(error)})"
         case _:
             what = f"the answer is no HTTP ({type(error).__name__})"
     return NetworkError(f"{request.path}: {what}")
