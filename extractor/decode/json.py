@@ -537,7 +537,10 @@ def _refuse_surrogates(rows: object) -> None:
 
 def _exact_number(text: str) -> float | Decimal:
     """A fraction as a double, or with all its digits where a double has no room for them."""
-    nearest, exact = float(text), Decimal(text)
+    try:
+        nearest, exact = float(text), Decimal(text)
+    except ArithmeticError as error:
+        raise ValueError("a number has an exponent of too many digits") from error
     is_doubles_own = len(exact.as_tuple().digits) <= _DOUBLE_DIGITS and nearest not in (
         0.0,
         math.inf,

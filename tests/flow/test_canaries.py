@@ -230,8 +230,7 @@ class Traces:
             f"source.token_url={self.url}/api/v1/token/",
             f"source.keyinfo_url={self.url}/api/v1/keyinfo/",
             "limits.requests_per_second=1000",
-            "limits.retry_attempts=2",
-            "limits.retry_seconds=5",
+            f"limits.retry_attempts={1 + ('-vv' in argv)}",
         ]
         flags = [flag for setting in settings for flag in ("--set", setting)]
         child = subprocess.Popen(
@@ -285,25 +284,24 @@ def traces(request: pytest.FixtureRequest, url: str, tmp_path_factory: pytest.Te
     made = Traces(tmp_path_factory.mktemp("canaries"), url, seam=request.param)
     (made.folder / "own").mkdir()
     (made.folder / "own" / "own.toml").write_text(catalogue())
-    codes = {}
-    for name, key in {"shaped": SHAPED, "odd": ODD}.items():
-        codes[name] = made.call(f"{name} run", *RUN, "-vv", key=key)
-        codes[f"{name} json"] = made.call(f"{name} json", *RUN, "--json", key=key)
-        bearer = ("--set", "source.auth=bearer", "-vv")
-        codes[f"{name} bearer"] = made.call(f"{name} bearer", *RUN, *bearer, key=key)
-    codes["crash"] = made.call("crash", *RUN, "-vv", key=ODD, seam=("--crash",))
-    codes["crash json"] = made.call("crash json", *RUN, "--json", key=SHAPED, seam=("--crash",))
-    codes["check"] = made.call("check", "check", "--api-key-file", "key", key=ODD)
-    codes["show"] = made.call("show", "show", "latest", key=ODD)
-    codes["show json"] = made.call("show json", "show", "latest", "--json", key=ODD)
-    assert codes == {
-        **{f"{name}{how}": 3 for name in ("shaped", "odd") for how in ("", " json", " bearer")},
-        "crash": 1,
-        "crash json": 1,
-        "check": codes["check"],
-        "show": 0,
-        "show json": 0,
+    bearer = ("--set", "source.auth=bearer")
+    codes = {
+        "odd run": made.call("odd run", *RUN, "-vv", key=ODD),
+        "odd json": made.call("odd json", *RUN, "--json", key=ODD),
+        "odd bearer": made.call("odd bearer", *RUN, *bearer, key=ODD),
+        "crash": made.call("crash", *RUN, key=ODD, seam=("--crash",)),
+        "show": made.call("show", "show", "latest", "--json", key=ODD),
     }
+    assert codes == {"odd run": 3, "odd json": 3, "odd bearer": 3, "crash": 1, "show": 0}
+    if not made.seam:
+        codes = {
+            "shaped run": made.call("shaped run", *RUN, key=SHAPED),
+            "shaped bearer": made.call("shaped bearer", *RUN, *bearer, "-vv", key=SHAPED),
+            "crash json": made.call("crash json", *RUN, "--json", key=SHAPED, seam=("--crash",)),
+            "show text": made.call("show text", "show", "latest", key=ODD),
+        }
+        made.call("check", "check", "--api-key-file", "key", *bearer, key=ODD)
+        assert codes == {"shaped run": 3, "shaped bearer": 3, "crash json": 1, "show text": 0}
     return made
 
 
@@ -312,8 +310,8 @@ def test_no_byte_that_a_run_leaves_holds_a_credential_and_without_redaction_some
 
     if traces.seam:
         places = {hit.split(":")[0] for hit in found}
-        assert len(found) > 100
-        assert {"shaped run", "odd run", "odd json", "odd bearer", "crash", "show json"} <= places
+        assert len(found) > 50
+        assert {"odd run", "odd json", "odd bearer", "crash", "show"} <= places
         assert any(place.startswith("lake/_extractor/log/") for place in places)
     else:
         assert found == [], "\n".join(found)

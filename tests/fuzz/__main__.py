@@ -24,7 +24,9 @@ def main() -> int:
     parser.add_argument("--target", choices=tuple(READERS), action="append")
     parser.add_argument("--minutes", type=float, default=10.0)
     parser.add_argument("--seed", type=int, default=int(time.time()))
-    parser.add_argument("--memory-mb", type=int, default=700, help="peak of the process that counts as a fault")
+    parser.add_argument(
+        "--memory-mb", type=int, default=700, help="peak of the process that counts as a fault"
+    )
     arguments = parser.parse_args()
     found = 0
     for target in arguments.target or READERS:

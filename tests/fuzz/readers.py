@@ -17,7 +17,7 @@ import time
 import traceback
 import zipfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 
@@ -76,7 +76,9 @@ def read(reader: Reader, body: bytes) -> Outcome:
         if "\n" in error.message:
             fault, place = f"a message of several lines: {error.message!r}", "message"
     except (Exception, _Hung) as error:  # noqa: BLE001  # this is what is looked for
-        frames = [frame for frame in traceback.extract_tb(error.__traceback__) if "/extractor/" in frame.filename]
+        frames = [
+            frame for frame in traceback.extract_tb(error.__traceback__) if "/extractor/" in frame.filename
+        ]
         last = frames[-1] if frames else None
         place = f"{type(error).__name__} at {Path(last.filename).name}:{last.lineno}" if last else repr(error)
         signature, fault = place, f"{place}: {str(error)[:300]}"
@@ -87,7 +89,7 @@ def read(reader: Reader, body: bytes) -> Outcome:
 
 
 def _blurred(message: str) -> str:
-    return re.sub(r"'[^']*'|\d+", "…", message)[:80]
+    return re.sub(r"'[^']*'|\"[^\"]*\"|\d+", "…", message)[:40]
 
 
 # --- JSON -----------------------------------------------------------------------------------------------------
@@ -99,7 +101,7 @@ _COLUMNS = {
     "cost": "decimal",
     "share": "float64",
     "on": "bool",
-    "labels": "map<string>",
+    "labels": "map<string,string>",
     "parts": "list<string>",
     "any": "json",
 }
@@ -119,10 +121,12 @@ _ROW = {
 
 def _schemas() -> tuple[TableSchema, ...]:
     bare = Endpoint(name="things", path="/things")
-    made = [plan_schema(bare)]
-    for policy in ("evolve", "rescue"):
-        made.append(plan_schema(_declared(), policy=policy))  # type: ignore[arg-type]  # both are policies
-    return tuple(made)
+    declared = _declared()
+    plain = replace(declared, columns=tuple(c for c in declared.columns if c.path in ("id", "name", "share")))
+    return tuple(
+        plan_schema(endpoint, policy=policy)
+        for endpoint, policy in ((bare, "evolve"), (declared, "evolve"), (declared, "rescue"), (plain, "rescue"))
+    )
 
 
 def _declared() -> Endpoint:
@@ -155,7 +159,9 @@ def _take_json(body: bytes) -> str:
             decoded.batch.validate(full=True)
             for row in decoded.batch.to_pylist():
                 row_bytes({key: value for key, value in row.items() if isinstance(value, str | int)})
-            told.append(f"{decoded.is_fast} {len(decoded.drift)} {bool(decoded.rescued)} {min(sum(decoded.lengths), 3)}")
+            told.append(
+                f"{decoded.is_fast} {len(decoded.drift)} {bool(decoded.rescued)} {min(sum(decoded.lengths), 3)}"
+            )
     return "; ".join(told)
 
 
@@ -174,7 +180,9 @@ def _take_archive(body: bytes) -> str:
     told = []
     for chunk_bytes in (64, 3 << 20):
         rows, members, odd = 0, set(), 0
-        reading = read_log_archive(io.BytesIO(body), ratio_max=200, member_bytes_max=1 << 20, chunk_bytes=chunk_bytes)
+        reading = read_log_archive(
+            io.BytesIO(body), ratio_max=200, member_bytes_max=1 << 20, chunk_bytes=chunk_bytes
+        )
         for batch in reading:
             batch.validate(full=True)
             rows += batch.num_rows
@@ -206,7 +214,8 @@ def _tarred(*members: tuple[str, bytes]) -> bytes:
 _LINES = (
     b"2026-11-22 10:00:00 0 [Note] started\n"
     b"2026-11-22T10:00:00.123456789Z stdout F 2026-11-22 10:00:00 1 [ERROR] x\n"
-    b'{"log":"2026-11-22 10:00:00 0 [Warning] \\u003cx\\u003e\\n","stream":"stderr","time":"2026-11-22T10:00:00Z"}\n'
+    b'{"log":"2026-11-22 10:00:00 0 [Warning] \\u003cx\\u003e\\n","stream":"stderr",'
+    b'"time":"2026-11-22T10:00:00Z"}\n'
     b"20261122 10:00:00,host,user,10.0.0.1,1,2,QUERY,db,'select 1',0\n"
 )
 _SLOW = b"# Time: 261122 10:00:00\n# User@Host: a[a] @ b []\n# Query_time: 1\nSET timestamp=1;\nselect 1;\n"
@@ -214,7 +223,8 @@ _SLOW = b"# Time: 261122 10:00:00\n# User@Host: a[a] @ b []\n# Query_time: 1\nSE
 _METRICS = (
     b"# HELP a_total what it is\n# TYPE a_total counter\n"
     b'a_total{service_id="x",le="+Inf"} 12 1763800000000\na_total{service_id="y \\"q\\" \\\\ \\n"} NaN\n'
-    b'#TYPE b gauge\nb -Inf\nb{} 1e-320\n# TYPE h histogram\nh_bucket{le="0.5"} 3 # {trace="z"} 0.4 1.0\nh_sum 1\nh_count 3\n'
+    b'#TYPE b gauge\nb -Inf\nb{} 1e-320\n# TYPE h histogram\nh_bucket{le="0.5"} 3 # {trace="z"} 0.4 1.0\n'
+    b"h_sum 1\nh_count 3\n"
     b"# UNIT b seconds\n# EOF\n"
 )
 
@@ -232,7 +242,9 @@ def _take_config(body: bytes) -> str:
         told = []
         for attempt in (
             lambda: load_config(folder / "settings.toml", environment={}),
-            lambda: load_config(environment={"SKYSQL_RUN__INCLUDE": text}, settings=(text,), directory=folder),
+            lambda: load_config(
+                environment={"SKYSQL_RUN__INCLUDE": text}, settings=(text,), directory=folder
+            ),
             lambda: make_plan(
                 load_catalog([folder / "own"], builtin=False).endpoints,
                 load_config(environment={}, directory=folder),
@@ -244,6 +256,7 @@ def _take_config(body: bytes) -> str:
             except ExtractError as error:
                 if "\n" in error.message:
                     raise
+                # A message may quote the input at length.
                 told.append(_blurred(error.message.replace(name, "")))
         return "; ".join(told)
 
@@ -281,7 +294,7 @@ key = ["id"]
 tags = ["inventory"]
 [services.columns]
 id = "string"
-tags = "map<string>"
+tags = "map<string,string>"
 parts = "list<struct<a: int64, b: string>>"
 [replicas]
 path = "/v1/services/{service_id}/replicas"
@@ -310,22 +323,87 @@ READERS: Mapping[str, Reader] = {
             json.dumps(_ROW).encode() + b"\n" + json.dumps(_ROW).encode(),
             b"\xef\xbb\xbf [ ] ",
             b"null",
+            b'[{"id":1,"name":"x","share":0.5},{"id":2,"name":"y"},{"share":1e-5}]',
         ),
         words=(
-            *(b"[", b"]", b"{", b"}", b",", b":", b'"', b"\\", b"\\u0000", b"\\ud800", b"\\udc00", b"null", b"NaN"),
+            *(
+                b"[",
+                b"]",
+                b"{",
+                b"}",
+                b",",
+                b":",
+                b'"',
+                b"\\",
+                b"\\u0000",
+                b"\\ud800",
+                b"\\udc00",
+                b"null",
+                b"NaN",
+            ),
             *(b"true", b"-", b"1e5", b"1E-400", b"\xff", b"\xc3", b"\xed\xa0\x80", b"\0", b"\n", b" "),
-            *(b'"id":', b'"name":', b'"at":', b'"cost":', b'"labels":', b'"any":', b'"":', b'"_run_id":', b'"ID":1'),
+            *(
+                b'"id":',
+                b'"name":',
+                b'"at":',
+                b'"cost":',
+                b'"labels":',
+                b'"any":',
+                b'"":',
+                b'"_run_id":',
+                b'"ID":1',
+            ),
             *(b"[" * 70, b'{"a":' * 70, b"[" * 5000, b'"2026-02-30T25:61:61Z"', b'"0000-00-00T00:00:00Z"'),
-            *(b'"99999-01-01T00:00:00Z"', b'"1e400"', b'"' + b"9" * 60 + b'"', b'"Infinity"', b'{"items":[]}'),
+            *(
+                b'"99999-01-01T00:00:00Z"',
+                b'"1e400"',
+                b'"' + b"9" * 60 + b'"',
+                b'"Infinity"',
+                b'{"items":[]}',
+            ),
         ),
     ),
     "openmetrics": Reader(
         take=_take_metrics,
         examples=(_METRICS, _METRICS.replace(b"\n", b"\r\n"), b"", b"# EOF\n", b"a 1\n" * 100),
         words=(
-            *(b"{", b"}", b'"', b"\\", b"=", b",", b" ", b"\t", b"\n", b"\r", b"#", b"# TYPE ", b"# HELP ", b"# EOF\n"),
-            *(b" # {", b"+Inf", b"NaN", b"0x1p3", b"1_0", b"1e309", b" 99999999999999999999", b'le="', b"\xff", b"\0"),
-            *(b"a" * 5000, b'{a="b"} 1 2\n', b'{a="b",a="b"} 1\n', b"<html>", b"\xc2\x85", b"\xe2\x80\xa8", b" 1.5e18"),
+            *(
+                b"{",
+                b"}",
+                b'"',
+                b"\\",
+                b"=",
+                b",",
+                b" ",
+                b"\t",
+                b"\n",
+                b"\r",
+                b"#",
+                b"# TYPE ",
+                b"# HELP ",
+                b"# EOF\n",
+            ),
+            *(
+                b" # {",
+                b"+Inf",
+                b"NaN",
+                b"0x1p3",
+                b"1_0",
+                b"1e309",
+                b" 99999999999999999999",
+                b'le="',
+                b"\xff",
+                b"\0",
+            ),
+            *(
+                b"a" * 5000,
+                b'{a="b"} 1 2\n',
+                b'{a="b",a="b"} 1\n',
+                b"<html>",
+                b"\xc2\x85",
+                b"\xe2\x80\xa8",
+                b" 1.5e18",
+            ),
         ),
     ),
     "archive": Reader(
@@ -339,9 +417,32 @@ READERS: Mapping[str, Reader] = {
             _zipped(),
         ),
         words=(
-            *(b"PK\x03\x04", b"PK\x01\x02", b"PK\x05\x06", b"PK\x06\x06", b"PK\x06\x07", b"\x1f\x8b\x08", b"ustar"),
-            *(b"\0" * 512, b"\xff\xff\xff\xff", b"\0\0\0\0", b"\n", b"\r\n", b"\0", b"\xff", b"# Time: 261122 10:00:00\n"),
-            *(b"# User@Host: x\n", b'{"log":"', b'\\n"}', b"2026-13-45T99:99:99.999999999Z", b"0000-00-00 00:00:00 "),
+            *(
+                b"PK\x03\x04",
+                b"PK\x01\x02",
+                b"PK\x05\x06",
+                b"PK\x06\x06",
+                b"PK\x06\x07",
+                b"\x1f\x8b\x08",
+                b"ustar",
+            ),
+            *(
+                b"\0" * 512,
+                b"\xff\xff\xff\xff",
+                b"\0\0\0\0",
+                b"\n",
+                b"\r\n",
+                b"\0",
+                b"\xff",
+                b"# Time: 261122 10:00:00\n",
+            ),
+            *(
+                b"# User@Host: x\n",
+                b'{"log":"',
+                b'\\n"}',
+                b"2026-13-45T99:99:99.999999999Z",
+                b"0000-00-00 00:00:00 ",
+            ),
             *(b"99991231 23:59:59,", b"\xef\xbb\xbf", b"stdout P ", b"[Note]", b"\\u0026", b"<html>"),
         ),
     ),
@@ -349,11 +450,58 @@ READERS: Mapping[str, Reader] = {
         take=_take_config,
         examples=(_SETTINGS, _ENDPOINTS, b"", b"limits.concurrency=8"),
         words=(
-            *(b"[", b"]", b"[[", b"]]", b"=", b'"', b"'", b'"""', b"{", b"}", b",", b".", b"#", b"\n", b"\0", b"\xff"),
-            *(b"true", b"nan", b"inf", b"-1", b"1e400", b"9" * 30, b"2026-01-01", b"07:32:00", b"{ kind = 'page' }"),
-            *(b"[services]", b"[source]", b"[accounts]", b"[[accounts]]", b"[checks.x]", b"[x.columns]", b"path = '/x'\n"),
-            *(b"parent = { endpoint = 'services', params = { x = 'y' } }\n", b"sync = 'append'\n", b"key = ['id']\n"),
-            *(b"base_url = 'http://[::1'\n", b"uri = '~nobody/x'\n", b"list<list<", b"map<map<", b"struct<a: ", b">", b"{x}"),
+            *(
+                b"[",
+                b"]",
+                b"[[",
+                b"]]",
+                b"=",
+                b'"',
+                b"'",
+                b'"""',
+                b"{",
+                b"}",
+                b",",
+                b".",
+                b"#",
+                b"\n",
+                b"\0",
+                b"\xff",
+            ),
+            *(
+                b"true",
+                b"nan",
+                b"inf",
+                b"-1",
+                b"1e400",
+                b"9" * 30,
+                b"2026-01-01",
+                b"07:32:00",
+                b"{ kind = 'page' }",
+            ),
+            *(
+                b"[services]",
+                b"[source]",
+                b"[accounts]",
+                b"[[accounts]]",
+                b"[checks.x]",
+                b"[x.columns]",
+                b"path = '/x'\n",
+            ),
+            *(
+                b"parent = { endpoint = 'services', params = { x = 'y' } }\n",
+                b"sync = 'append'\n",
+                b"key = ['id']\n",
+            ),
+            *(
+                b"base_url = 'http://[::1'\n",
+                b"uri = '~nobody/x'\n",
+                b"list<list<",
+                b"map<map<",
+                b"struct<a: ",
+                b">",
+                b"{x}",
+            ),
             *(b"limits.", b"checks.", b"run.include=", b"step = '0d'\n", b"lookback = '-1h'\n", b"[" * 500),
         ),
     ),

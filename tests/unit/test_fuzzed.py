@@ -36,9 +36,10 @@ def test_damaged_examples_are_taken_or_refused(target: str) -> None:
 
 @pytest.mark.parametrize("target", READERS)
 def test_the_examples_themselves_are_read(target: str) -> None:
-    signatures = [read(READERS[target], body).signature for body in READERS[target].examples[:2]]
+    first = read(READERS[target], READERS[target].examples[0]).signature
 
-    assert not any(signature.startswith(("MalformedBody", "ConfigError")) for signature in signatures)
+    expected = {"json": "False 0 False 2; ", "openmetrics": "5 rows", "archive": "9 2 ", "config": "good; "}
+    assert first.startswith(expected[target])
 
 
 def test_a_fault_is_found() -> None:
