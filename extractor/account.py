@@ -495,8 +495,7 @@ class AccountRun:
         """The rows of a page are with the sink: count them, and ask for their children."""
         table = self.tables[page.request.table]
         table.ledger.chains[page.request.chain].undecoded -= 1
-        table.ledger.pages += 1
-        table.ledger.rows += rows
+        table.ledger.count_page(rows)
         if page.response is not None:
             self._attempts.pop(page.request.identity, None)
         if batch is not None:

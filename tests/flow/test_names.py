@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import socket
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,7 +15,18 @@ from extractor.errors import ConfigError
 from extractor.sandbox import SandboxOptions, running
 from tests.flow.faulty import zipped
 
-NAMES = ("../../out", "/etc/out", "..", "a/b", "a\\b", "C:\\out", "x\0y", "%2e%2e%2fout", "=cmd|'/c'!A1", "<b>x</b>")
+NAMES = (
+    "../../out",
+    "/etc/out",
+    "..",
+    "a/b",
+    "a\\b",
+    "C:\\out",
+    "x\0y",
+    "%2e%2e%2fout",
+    "=cmd|'/c'!A1",
+    "<b>x</b>",
+)
 CATALOGUE = """
 [lines]
 path   = "/lines"
@@ -37,11 +47,11 @@ async def answer(request: web.BaseRequest) -> web.StreamResponse:
 
 
 @pytest.fixture
-def outside(tmp_path: Path) -> Iterator[set[Path]]:
+def outside(tmp_path: Path) -> set[Path]:
     """What stood beside the lake before."""
     (tmp_path / "own").mkdir()
     (tmp_path / "own" / "own.toml").write_text(CATALOGUE)
-    yield set(tmp_path.iterdir())
+    return set(tmp_path.iterdir())
 
 
 async def test_no_name_from_outside_leaves_the_lake(tmp_path: Path, outside: set[Path]) -> None:
@@ -62,15 +72,18 @@ async def test_no_name_from_outside_leaves_the_lake(tmp_path: Path, outside: set
     report = await extractor.extract(config, environment={"SKYSQL_API_KEY": "k" * 30})
     await runner.cleanup()
 
-    rows = extractor.Lake(str(tmp_path / "lake")).table("things").to_arrow().to_pylist()
-    members = extractor.Lake(str(tmp_path / "lake")).table("lines").to_arrow()["member"].to_pylist()
-    tops = {path.name for path in (tmp_path / "lake").iterdir()}
     assert report.exit_code == 0
+    assert_all_is_inside(tmp_path, outside)
+
+
+def assert_all_is_inside(folder: Path, outside: set[Path]) -> None:
+    lake = extractor.Lake(str(folder / "lake"))
+    rows = lake.table("things").to_arrow().to_pylist()
     assert sorted(row["id"] for row in rows) == sorted(NAMES)
-    assert members == ["../../../out/lines.log"]
-    assert tops == {"_extractor", "lines", "things"}
-    assert {path.name for path in (tmp_path / "lake" / "things").iterdir()} == {"account=default"}
-    assert set(tmp_path.iterdir()) - outside == {tmp_path / "lake"}
+    assert lake.table("lines").to_arrow()["member"].to_pylist() == ["../../../out/lines.log"]
+    assert {path.name for path in (folder / "lake").iterdir()} == {"_extractor", "lines", "things"}
+    assert {path.name for path in (folder / "lake" / "things").iterdir()} == {"account=default"}
+    assert set(folder.iterdir()) - outside == {folder / "lake"}
 
 
 @pytest.mark.parametrize("name", ["../out", "a/b", "..", "_extractor", "a b", ""])
@@ -108,7 +121,11 @@ async def test_the_sandbox_listens_on_this_machine_only() -> None:
             with socket.socket() as probe:
                 probe.settimeout(5)
                 assert probe.connect_ex((address, port)) != 0
-        listening = Path("/proc/net/tcp")
-        if listening.exists():
-            held = [line.split()[1] for line in listening.read_text().splitlines()[1:] if line.split()[3] == "0A"]
-            assert [place for place in held if place.endswith(f":{port:04X}")] == [f"0100007F:{port:04X}"]
+        assert listening_at(port) in ([], [f"0100007F:{port:04X}"])
+
+
+def listening_at(port: int) -> list[str]:
+    """The addresses, in the kernel's form, at which somebody listens; none where it does not tell."""
+    table = Path("/proc/net/tcp")
+    lines = [line.split() for line in table.read_text().splitlines()[1:]] if table.exists() else []
+    return [line[1] for line in lines if line[3] == "0A" and line[1].endswith(f":{port:04X}")]

@@ -125,7 +125,12 @@ def _schemas() -> tuple[TableSchema, ...]:
     plain = replace(declared, columns=tuple(c for c in declared.columns if c.path in ("id", "name", "share")))
     return tuple(
         plan_schema(endpoint, policy=policy)
-        for endpoint, policy in ((bare, "evolve"), (declared, "evolve"), (declared, "rescue"), (plain, "rescue"))
+        for endpoint, policy in (
+            (bare, "evolve"),
+            (declared, "evolve"),
+            (declared, "rescue"),
+            (plain, "rescue"),
+        )
     )
 
 
