@@ -19,7 +19,7 @@ ROWS = [
 
 
 @cache
-def tests_in(path: str) -> frozenset[str]:
+def names_in(path: str) -> frozenset[str]:
     tree = ast.parse((TOP / path).read_text(encoding="utf-8"))
     functions = (ast.FunctionDef, ast.AsyncFunctionDef)
     return frozenset(node.name for node in tree.body if isinstance(node, functions))
@@ -31,7 +31,7 @@ def test_a_promise_is_one_sentence_and_names_a_test_that_exists(promise: str, pr
 
     assert promise.endswith(".")
     assert found is not None, proof
-    assert found[2] in tests_in(found[1]), f"{found[1]} has no {found[2]}"
+    assert found[2] in names_in(found[1]), f"{found[1]} has no {found[2]}"
 
 
 def test_no_promise_is_made_twice() -> None:
