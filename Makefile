@@ -13,6 +13,8 @@ BENCH_ARGS ?=
 
 LAWS_ARGS ?= --seeds 0-10000
 
+FUZZ_ARGS ?=
+
 # Folders are in the list so that a file that goes away counts as a change too.
 SOURCES := pyproject.toml README.md LICENSE \
 	$(shell find extractor config -not -name '__pycache__' -not -name '*.py[co]')
@@ -23,7 +25,7 @@ LOCKED := import sys; sys.exit((sys.implementation.name, sys.platform, sys.versi
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help setup demo check lint types imports test format lock clean bench bench-memory bench-pacing laws laws-mutations nights backfill-year spark
+.PHONY: help setup demo check lint types imports test format lock clean bench bench-memory bench-pacing laws laws-mutations nights backfill-year spark fuzz audit
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -78,6 +80,14 @@ nights: $(VENV)/.developed ## thirty nights of an account that lives on, without
 
 backfill-year: $(VENV)/.developed ## a year of notifications and log archives, killed twice, beside two nightly runs
 	@$(BIN)/python -m tests.nights.year
+
+fuzz: $(VENV)/.developed ## ten minutes of damaged input for each reader; FUZZ_ARGS="--target json --minutes 2"
+	@$(BIN)/python -m tests.fuzz $(FUZZ_ARGS)
+
+audit: ## known vulnerabilities of what is locked; needs a network
+	@test -x build/audit/bin/pip-audit || { $(PYTHON) -m venv build/audit && build/audit/bin/python -m pip \
+		--disable-pip-version-check --quiet install 'pip-audit>=2.9'; }
+	@build/audit/bin/pip-audit --strict --disable-pip --require-hashes -r $(LOCK)
 
 lock: ## resolve the developers' requirements anew, into requirements/ci.txt
 	@rm -rf build/lock

@@ -33,6 +33,7 @@ from extractor.errors import DriftRefused, ExtractError, RequestError
 from extractor.fetch import Response
 from extractor.plan import PageRequest
 from extractor.schema import RESCUED, TableSchema
+from extractor.spool import spooling
 
 __all__ = (
     "Budget",
@@ -364,15 +365,18 @@ class Lane:
         held = _Held(self._spool_folder)
         rows = 0
         try:
-            await self._executor.run(held.fill, self._read_stream(response))
-            for batches in held.drain():
-                for batch in batches:
-                    shaped = with_kept(shape_batch(batch, self.schema), [page.request.keep], [batch.num_rows])
-                    await self.sink.take(_parts(shaped, [page], [batch.num_rows]))
-                rows += sum(batch.num_rows for batch in batches)
-                self._count_rows()
-                if self.sink.is_full or self._budget.is_full_of_rows:
-                    await self.flush()
+            with spooling(f"{page.request.label}: the answer"):
+                await self._executor.run(held.fill, self._read_stream(response))
+                for batches in held.drain():
+                    for batch in batches:
+                        shaped = with_kept(
+                            shape_batch(batch, self.schema), [page.request.keep], [batch.num_rows]
+                        )
+                        await self.sink.take(_parts(shaped, [page], [batch.num_rows]))
+                    rows += sum(batch.num_rows for batch in batches)
+                    self._count_rows()
+                    if self.sink.is_full or self._budget.is_full_of_rows:
+                        await self.flush()
         except RequestError as failure:
             self._on_failure(page, failure)
             return

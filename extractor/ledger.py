@@ -55,6 +55,8 @@ class Ledger:
     requests: int = 0
     pages: int = 0
     rows: int = 0
+    largest_page: int = 0
+    """Rows of the fullest page."""
     rescued: int = 0
     denied: str = ""
     drift_refused: str = ""
@@ -78,6 +80,12 @@ class Ledger:
         self.failure_count += 1
         if len(self.failures) < _FAILURES_KEPT and reason not in self.failures:
             self.failures.append(reason)
+
+    def count_page(self, rows: int) -> None:
+        """A page is decoded, and its rows are with the sink."""
+        self.pages += 1
+        self.rows += rows
+        self.largest_page = max(self.largest_page, rows)
 
     def note_drift(self, drifts: Iterable[Drift]) -> None:
         for drift in drifts:

@@ -11,7 +11,7 @@ import os
 import random
 import tempfile
 from collections.abc import Mapping, Sequence
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -29,6 +29,7 @@ from extractor.commit import (
     Leases,
     LogEntry,
     TableState,
+    Update,
     clean_orphans,
     commit,
     live_runs,
@@ -152,7 +153,8 @@ class Run:
         self._log = CommitLog(store)
         self._world = world
         self._clock = world.clock
-        self._observer = observer
+        self._secrets = world.secrets
+        self._observer = self._secrets.observer(observer)
         self._accepted = accepted
         self._executor = world.executor or ThreadExecutor()
         self._own_start = self._clock.now()
@@ -187,6 +189,8 @@ class Run:
             report = await self._read_and_commit(leases, interruption)
         except BaseException as error:
             told = gravest(error)
+            self._secrets.clean(error)
+            self._secrets.clean(told)
             with anyio.CancelScope(shield=True):
                 await self._executor.run(
                     self._abandon, leases, before is None and isinstance(told, AuthError | ConfigError)
@@ -251,12 +255,13 @@ class Run:
             try:
                 await self._read(entry, interruption)
                 settled = await self._settle(entry)
-                report = self._report(settled, interruption)
+                report = self._secrets.report(self._report(settled, interruption))
                 if report.exit_code != 4:
                     report = await self._commit(settled, report, leases)
             finally:
                 beats.cancel_scope.cancel()
-        await self._executor.run(leases.release)
+        with suppress(LakeError):  # all is committed; the tables are free as soon as the holder is silent
+            await self._executor.run(leases.release)
         return report
 
     async def _beat(self, leases: Leases) -> None:
@@ -541,11 +546,11 @@ class Run:
     async def _commit(
         self, settled: Sequence[Settled], report: RunReport, leases: Leases, *, is_final: bool = True
     ) -> RunReport:
-        updates = [item.update for item in settled if item.update is not None]
+        updates = [self._told(item.update) for item in settled if item.update is not None]
         source = {
             "base_url": self._config.source.base_url,
             "accounts": [account.name for account, _ in self._setup.accounts],
-            "credentials": self._provenance,
+            "credentials": self._secrets.values(self._provenance),
             "learnt_rates": {
                 reader.account.name: reader.run.limiter.learnt
                 for reader in self._readers
@@ -584,6 +589,9 @@ class Run:
                 "the next run finishes it"
             ) from error
         return report
+
+    def _told(self, update: Update) -> Update:
+        return replace(update, state=replace(update.state, reason=self._secrets.text(update.state.reason)))
 
     def _warn(self, message: str) -> None:
         self._warnings.append(message)

@@ -282,6 +282,7 @@ class TableSchema:
             and not _VERSIONED.fullmatch(name)
             and name not in self.nanos
             and not is_secret_name(name)
+            and not is_secret_value(name)
         )
 
 

@@ -26,6 +26,7 @@ from extractor.plan import Span
 from extractor.report import TableReport
 from extractor.schema import META_COLUMNS, TableSchema
 from extractor.store import Store
+from extractor.suspect import suspicions
 from extractor.unique import Uniqueness, make_unique, plain_row
 from extractor.windows import Progress, advance, parents_state, progress_of, progress_state
 from extractor.write import DataFile, Staged, TableWriter, staged_path
@@ -263,6 +264,8 @@ def _warnings(reading: Reading, unique: Uniqueness) -> Iterable[str]:
     yield from (f"{name}: {line}" for line in reading.ledger.notes)
     notes = {note for chain in reading.ledger.chains.values() for note in chain.chain.notes}
     yield from (f"{name}: {note}" for note in sorted(notes))
+    if reading.outcome.status == "complete":
+        yield from (f"{name}: {line}" for line in suspicions(reading.endpoint, reading.ledger))
 
 
 def _new_state(store: Store, reading: Reading, writer: TableWriter, staged: list[Staged]) -> Settled:

@@ -540,7 +540,10 @@ def _refuse_surrogates(rows: object) -> None:
 
 def _exact_number(text: str) -> float | Decimal:
     """A fraction as a double, or with all its digits where a double has no room for them."""
-    nearest, exact = float(text), Decimal(text)
+    try:
+        nearest, exact = float(text), Decimal(text)
+    except ArithmeticError as error:
+        raise ValueError("a number has an exponent of too many digits") from error
     is_doubles_own = len(exact.as_tuple().digits) <= _DOUBLE_DIGITS and nearest not in (
         0.0,
         math.inf,
@@ -784,12 +787,13 @@ def _rescue_unknown(
             value = row[key]
             if value is None:
                 continue
-            if is_secret_name(key) or _holds_secret([value]):
+            name = _shown(key)
+            if name == REDACTED or is_secret_name(key) or _holds_secret([value]):
                 value = REDACTED
-                redacted[key] = redacted.get(key, 0) + 1
+                redacted[name] = redacted.get(name, 0) + 1
             else:
-                found.setdefault(key, []).append(value)
-            rest.setdefault(index, {})[key] = value
+                found.setdefault(name, []).append(value)
+            rest.setdefault(index, {})[name] = value
     for index in rest:
         rest[index] = {key: _redacted(key, value) for key, value in rest[index].items()}
     drift = [
@@ -812,7 +816,7 @@ def _redacted(key: str, value: object) -> object:
     """A rescued value without what looks like a credential, at any depth."""
     if isinstance(value, dict):
         return {
-            name: REDACTED if is_secret_name(name) and item is not None else _redacted(name, item)
+            _shown(name): REDACTED if is_secret_name(name) and item is not None else _redacted(name, item)
             for name, item in value.items()
         }
     if isinstance(value, list):
@@ -820,12 +824,21 @@ def _redacted(key: str, value: object) -> object:
     return REDACTED if isinstance(value, str) and is_secret_value(value) else value
 
 
+def _shown(key: str) -> str:
+    """A key of the answer as it may be kept."""
+    return REDACTED if is_secret_value(key) else key
+
+
 def _holds_secret(values: Iterable[object]) -> bool:
     for value in values:
         match value:
             case str() if is_secret_value(value):
                 return True
-            case dict() if any(is_secret_name(key) for key in value) or _holds_secret(value.values()):
+            case dict() if (
+                any(is_secret_name(key) for key in value)
+                or _holds_secret(value)
+                or _holds_secret(value.values())
+            ):
                 return True
             case list() if _holds_secret(value):
                 return True
