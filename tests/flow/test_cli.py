@@ -32,7 +32,11 @@ from extractor.errors import (
     SourceUnreachable,
 )
 
-VERBS = tuple("run demo init plan check catalog runs show files sql diff verify backfill ddl sandbox".split())
+VERBS = (
+    *("run", "demo", "init", "plan", "check", "catalog"),
+    *("runs", "show", "files", "sql", "diff", "verify", "backfill", "ddl"),
+    "sandbox",
+)
 KEY = "skysql.1zzz.ab12cd34." + "Q7" * 18 + ".0a1b2c3d"
 
 
