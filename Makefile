@@ -12,6 +12,7 @@ BENCH := build/bench
 BENCH_ARGS ?=
 
 LAWS_ARGS ?= --seeds 0-10000
+SOAK_ARGS ?=
 
 # Folders are in the list so that a file that goes away counts as a change too.
 SOURCES := pyproject.toml README.md LICENSE \
@@ -23,7 +24,7 @@ LOCKED := import sys; sys.exit((sys.implementation.name, sys.platform, sys.versi
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help setup demo check lint types imports test format lock clean bench bench-memory bench-pacing laws laws-mutations nights backfill-year
+.PHONY: help setup demo check lint types imports test format lock clean bench bench-memory bench-pacing laws laws-mutations nights backfill-year soak soak-steady
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -74,6 +75,12 @@ nights: $(VENV)/.developed ## thirty nights of an account that lives on, without
 
 backfill-year: $(VENV)/.developed ## a year of notifications and log archives, killed twice, beside two nightly runs
 	@$(BIN)/python -m tests.nights.year
+
+soak: $(VENV)/.developed ## kill runs at random instants for hours; SOAK_ARGS="--kills 20 --mean 5" for a short one
+	@$(BIN)/python -m tests.soak $(SOAK_ARGS)
+
+soak-steady: $(VENV)/.developed ## half an hour at 200 requests a second: nothing may grow; SOAK_ARGS="--minutes 2"
+	@$(BIN)/python -m tests.soak.steady $(SOAK_ARGS)
 
 lock: ## resolve the developers' requirements anew, into requirements/ci.txt
 	@rm -rf build/lock

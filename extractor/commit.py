@@ -198,7 +198,12 @@ def commit(
     for _ in range(_REBASES):
         current = newest.tables if newest is not None else {}
         if any(current.get(key) != expected for key, expected in written.expected.items()):
-            return _committed_before(log, run_id, written)
+            try:
+                return _committed_before(log, run_id, written)
+            except CommitConflict:
+                if leases is not None:
+                    leases.check()  # who took them over is to be named
+                raise
         entry = LogEntry(
             sequence=newest.sequence + 1 if newest is not None else 1,
             run_id=run_id,
