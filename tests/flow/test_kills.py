@@ -101,7 +101,8 @@ def test_what_was_stopped_commits_what_is_complete_and_the_next_run_reads_only_t
         (first.run_id, 2, True),
     ]
     assert first.tables
-    assert early == {}
+    # Of tables of windows those are committed that were complete.
+    assert all(first.tables[name, "default"].status != "complete" for name in early)
     assert len([answer for answer in driver.answers if answer.request in before]) < len(before) + 12
     assert busy.judge(lake) == {}
     assert log_of(lake).table("services", as_of=first.run_id).to_arrow().num_rows == 20
