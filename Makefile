@@ -12,6 +12,7 @@ BENCH := build/bench
 BENCH_ARGS ?=
 
 LAWS_ARGS ?= --seeds 0-10000
+SOAK_ARGS ?=
 
 FUZZ_ARGS ?=
 
@@ -25,7 +26,7 @@ LOCKED := import sys; sys.exit((sys.implementation.name, sys.platform, sys.versi
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help setup demo check lint types imports test format lock clean bench bench-memory bench-pacing laws laws-mutations nights backfill-year spark fuzz audit
+.PHONY: help setup demo check lint types imports test format lock clean bench bench-memory bench-pacing laws laws-mutations nights backfill-year spark fuzz audit soak soak-steady
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -88,6 +89,12 @@ audit: ## known vulnerabilities of what is locked; needs a network
 	@test -x build/audit/bin/pip-audit || { $(PYTHON) -m venv build/audit && build/audit/bin/python -m pip \
 		--disable-pip-version-check --quiet install 'pip-audit>=2.9'; }
 	@build/audit/bin/pip-audit --strict --disable-pip --require-hashes -r $(LOCK)
+
+soak: $(VENV)/.developed ## kill runs at random instants for hours; SOAK_ARGS="--kills 20 --mean 5" for a short one
+	@$(BIN)/python -m tests.soak $(SOAK_ARGS)
+
+soak-steady: $(VENV)/.developed ## half an hour at 200 requests a second: nothing may grow; SOAK_ARGS="--minutes 2"
+	@$(BIN)/python -m tests.soak.steady $(SOAK_ARGS)
 
 lock: ## resolve the developers' requirements anew, into requirements/ci.txt
 	@rm -rf build/lock

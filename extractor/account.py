@@ -8,6 +8,7 @@ page: where the pages of a chain can be counted, several are asked for at once.
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -39,10 +40,11 @@ from extractor.errors import (
 )
 from extractor.events import Observer, PageStored, RequestFailed, RequestRetried, RequestSucceeded, Throttled
 from extractor.fetch import Fetcher, Request, Response, parse_date
+from extractor.journal import Answer, Facts, Place, Recorder
 from extractor.lane import Budget, Lane, Page, parent_values
-from extractor.ledger import Ledger, OpenChain
+from extractor.ledger import Ledger, OpenChain, Resumed
 from extractor.limit import Limiter, parse_retry_after
-from extractor.paging import Chain, PageFacts, Step, Turns, needs_row_count, pointers_of
+from extractor.paging import Chain, PageFacts, Step, Turns, needs_row_count, paging_headers, pointers_of
 from extractor.plan import PageRequest, Plan, Span, first_requests, requests_of_parent
 from extractor.retry import GiveUp, RetryAt, RetryPolicy, Verdict, classify, decide
 from extractor.schedule import Frontier
@@ -107,6 +109,9 @@ class TableRun:
     """Of the chains that go on."""
     last_longest_chain: int = 0
     """Pages of the longest chain of the last run; 0 where nobody knows."""
+    recorder: Recorder | None = None
+    is_settled: bool = False
+    """True where this very run has committed the table before it was stopped, and no child needs its rows."""
     pointers: tuple[str, ...] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -170,6 +175,9 @@ class AccountRun:
         self._known_good: PageRequest | None = None
         self._is_reached = False
         self._is_refused = False
+        self._replayed: dict[str, tuple[PageRequest, Answer | None]] | None = None
+        """While the journal is told again: where each open chain goes on, and the last answer that it has."""
+        self._is_started = False
         self._probe = anyio.Lock()
         self._probed_good_at = float("-inf")
 
@@ -194,16 +202,18 @@ class AccountRun:
         In each round of the frontier that table comes first whose pages, and those of its children, took the
         longest way last time: it is the one that the run would wait for in the end.
         """
-        if self._is_refused:
+        if self._is_refused or self._is_started:
             return
+        self._is_started = True
         for planned in reversed(self._plan.active):
             below = [self._path_pages[child.name] for child in self._children[planned.name]]
             own = self.tables[planned.name].last_longest_chain
             self._path_pages[planned.name] = own + max(below, default=0)
         for planned in self._plan.active:
             table = self.tables[planned.name]
-            for request in first_requests(planned.endpoint, self.name, table.spans):
-                self._add(table, request)
+            if not table.is_settled:
+                for request in first_requests(planned.endpoint, self.name, table.spans):
+                    self._add(table, request)
 
     async def attempt(self, request: PageRequest, sent_at: float) -> None:
         """Make one attempt of one request and deal with how it ended."""
@@ -343,6 +353,9 @@ class AccountRun:
         request = page.request
         chain = table.ledger.chains[request.chain]
         turns = table.turns[request.chain]
+        resumed = chain.resumed
+        if resumed is not None and resumed.last is not None:
+            return self._compare(table, request, chain, resumed, facts)
         following: PageRequest | None = None
         refusal = ""
         try:
@@ -354,6 +367,9 @@ class AccountRun:
         )
         if (refusal or is_torn) and page.response is not None:
             page.response.discard()
+        if resumed is not None and (is_torn or refusal):
+            self._start_anew(table, request, chain)
+            return None
         if is_torn:
             self._read_again(table, request, chain)
             return None
@@ -363,6 +379,11 @@ class AccountRun:
             table.waiting.clear()
             table.is_dormant = False
         chain.undecoded += 1
+        if table.recorder is not None:
+            page = _told_of(page, table.endpoint, facts, chain, is_last=following is None)
+        if resumed is not None:
+            page = msgspec.structs.replace(page, places=resumed.places)
+            chain.resumed = None
         table.lane.put(page)
         # It is not needed any more, and must not count for the same page of a chain that is read again.
         if page.response is None:
@@ -399,6 +420,123 @@ class AccountRun:
         # It may be known from before.
         self.frontier.withdraw((following,))
         self.frontier.add(following)
+
+    # --- what an earlier process read -----------------------------------------------------------------------
+
+    def begin_replay(self) -> None:
+        """From now on answers come from the journal, by `replay`, until `end_replay`."""
+        self._replayed = {}
+        self.start()
+
+    def replay(self, answer: Answer, rows: pa.RecordBatch | None, *, is_again: bool) -> bool:
+        """Take an answer with its rows (None: nobody needs them); False if no chain asks for it now."""
+        assert self._replayed is not None
+        request = answer.request
+        table = self.tables[request.table]
+        asked, _ = self._replayed.get(request.chain, (None, None))
+        if asked is None or asked.identity != request.identity:
+            return False
+        if request.page == 0:  # a parent's row may name it again
+            self.frontier.know(request)
+        if answer.facts is None:
+            self._replay_status(table, request, answer.status)
+            return True
+        chain = table.ledger.chains[request.chain]
+        if request.page == 0:
+            chain.closed_window, chain.chain.is_in_turn = answer.is_closed, is_again
+        try:
+            following = chain.chain.advance(request, answer.facts.whole())
+        except PagingError:
+            # Another version of the program may have taken it: the chain is read anew.
+            chain.chain, following = self._new_chain(table), chain.first
+        if request.is_trial:
+            table.waiting.clear()
+            table.is_dormant = False
+        self._replay_following(table, request, following, answer)
+        table.ledger.pages += 1
+        table.ledger.rows += answer.rows
+        if rows is not None:
+            self._add_children(table, rows, request.window)
+        self._observer(PageStored(table=request.table, account=self.name, rows=answer.rows))
+        return True
+
+    def _replay_status(self, table: TableRun, request: PageRequest, status: int) -> None:
+        self._replay_following(table, request, None, None)
+        if status in table.endpoint.empty_on:
+            self._end_empty(table, request, status)
+        else:
+            self._ask_by_parent(table, request)
+
+    def _replay_following(
+        self, table: TableRun, request: PageRequest, following: PageRequest | None, answer: Answer | None
+    ) -> None:
+        assert self._replayed is not None
+        if following is None:
+            del self._replayed[request.chain], table.turns[request.chain]
+        else:
+            self._replayed[request.chain] = (following, answer)
+
+    def end_replay(self, places: Mapping[str, tuple[Place, ...]]) -> None:
+        """Ask for what comes next; `places` are where the rows of open chains wait."""
+        waiting, self._replayed = self._replayed or {}, None
+        for name, (following, answer) in waiting.items():
+            table = self.tables[following.table]
+            chain = table.ledger.chains[name]
+            asked = following
+            if answer is not None and chain.chain.pages:
+                last = answer.facts.fingerprint if answer.facts and needs_row_count(table.endpoint) else None
+                asked = following if last is None else answer.request
+                chain.resumed = Resumed(
+                    pages=chain.chain.pages,
+                    asked=asked,
+                    following=following,
+                    last=last,
+                    places=places.get(name, ()),
+                )
+                table.turns[name] = Turns(asked)
+                # If the total is another now, rows have moved since those pages were read.
+                table.turns[name].was_ahead = not chain.chain.is_in_turn
+                if last is not None:
+                    self.frontier.withdraw((asked,))
+            self.frontier.add(asked)
+
+    def _compare(
+        self, table: TableRun, request: PageRequest, chain: OpenChain, resumed: Resumed, facts: PageFacts
+    ) -> PageRequest | None:
+        """Go on behind a page that was asked for again, if it is what it was."""
+        if _fingerprint(facts.body) != resumed.last:
+            self._start_anew(table, request, chain)
+            return None
+        resumed.last = None
+        self._attempts.pop(request.identity, None)
+        self.frontier.finish()
+        return resumed.following
+
+    def _start_anew(self, table: TableRun, request: PageRequest, chain: OpenChain) -> None:
+        """Read a chain from its first page, as the server does not let it go on; what was read is dropped."""
+        resumed, chain.resumed = chain.resumed, None
+        assert resumed is not None
+        assert chain.first is not None
+        table.ledger.pages -= resumed.pages
+        table.ledger.note("begun anew, as the API did not go on where the run was stopped")
+        if table.recorder is not None:
+            table.recorder.note(Answer.void(chain.first))
+        self._attempts.pop(request.identity, None)
+        self._drop(table.turns[request.chain].move(None))
+        chain.chain = self._new_chain(table)
+        table.turns[request.chain] = Turns(chain.first)
+        # All that was asked for of it so far: the new reading may come by the same.
+        self.frontier.withdraw((chain.first, resumed.asked, resumed.following))
+        self.frontier.add(chain.first)
+        self.frontier.finish()
+
+    def _is_position_refused(self, table: TableRun, request: PageRequest, status: int) -> bool:
+        """True if the server does not take the position at which an earlier process stopped."""
+        chain = table.ledger.chains.get(request.chain)
+        turns = table.turns.get(request.chain)
+        if chain is None or chain.resumed is None or turns is None or turns.place(request) != "turn":
+            return False
+        return 400 <= status < 500 and status not in (401, 403, 408, 429)
 
     def _is_closed(self, table: TableRun, request: PageRequest) -> bool:
         moment = self._clock.now() + (self.server_offset or timedelta())
@@ -526,6 +664,8 @@ class AccountRun:
     def _add_children(self, table: TableRun, batch: pa.RecordBatch, window: str) -> None:
         for planned in self._children[table.endpoint.name]:
             child = self.tables[planned.name]
+            if child.is_settled:
+                continue
             parent = child.endpoint.parent
             assert parent is not None
             rows = parent_values(batch, parent.params, child.endpoint.keep)
@@ -549,12 +689,16 @@ class AccountRun:
                 child.ledger.chains[request.chain].parent = _key_of(row)
 
     def _add(self, table: TableRun, request: PageRequest) -> None:
-        if request.chain not in table.ledger.chains:
+        is_new = request.chain not in table.ledger.chains
+        if is_new:
             # Also where the run is about to end, and takes no request any more: the chain then stays open.
             chain = OpenChain(chain=self._new_chain(table), window=request.window, first=request)
             table.ledger.chains[request.chain] = chain
             table.turns[request.chain] = Turns(request)
-        self.frontier.add(request)
+        if self._replayed is None:
+            self.frontier.add(request)
+        elif is_new:
+            self._replayed[request.chain] = (request, None)
 
     def _new_chain(self, table: TableRun) -> Chain:
         return Chain(endpoint=table.endpoint, base_url=self._base_url, pages_max=self._pages_max)
@@ -571,6 +715,9 @@ class AccountRun:
     ) -> None:
         status = failure.status if isinstance(failure, StatusError) else 0
         parent = table.endpoint.parent
+        if self._is_position_refused(table, request, status):
+            self._start_anew(table, request, table.ledger.chains[request.chain])
+            return
         if status in table.endpoint.empty_on:
             self._in_turn(table, request, Ending(act=partial(self._accept_empty, table, request, status)))
             return
@@ -578,7 +725,10 @@ class AccountRun:
         is_open = table.is_dormant or table.ledger.parents > 0
         is_first_trial = request.is_trial and request.page == 0 and is_open
         if is_first_trial and parent is not None and status in parent.fallback_on:
-            self._fall_back(table, request)
+            self._note(table, request, status)
+            self._ask_by_parent(table, request)
+            table.turns.pop(request.chain)
+            self.frontier.finish()
             return
         match classify(failure):
             case Verdict.AUTH:
@@ -616,18 +766,27 @@ class AccountRun:
             self.limiter.on_success(failure.headers, sent_at=sent_at)
 
     def _accept_empty(self, table: TableRun, request: PageRequest, status: int) -> PageRequest | None:
+        self._note(table, request, status)
+        self._end_empty(table, request, status)
+        self.frontier.finish()
+        return None
+
+    def _note(self, table: TableRun, request: PageRequest, status: int) -> None:
+        """Tell the journal of an answer that stands for no rows."""
+        if table.recorder is not None:
+            closed = table.ledger.chains[request.chain].closed_window
+            table.recorder.note(Answer(request=request, status=status, is_closed=closed, is_last=True))
+
+    def _end_empty(self, table: TableRun, request: PageRequest, status: int) -> None:
         chain = table.ledger.chains[request.chain]
         chain.chain.proof = f"status {status} means no rows here"
         if request.is_trial:
             table.is_dormant = False
             table.waiting.clear()
-        self.frontier.finish()
-        return None
 
-    def _fall_back(self, table: TableRun, request: PageRequest) -> None:
+    def _ask_by_parent(self, table: TableRun, request: PageRequest) -> None:
         """The endpoint must be asked parent by parent after all."""
         table.ledger.chains.pop(request.chain)
-        table.turns.pop(request.chain)
         table.ledger.note("asked row by row of its parent, as the API refused it whole")
         table.is_dormant = False
         # Marks the table as asked by parent even while the parent has given no row yet.
@@ -635,7 +794,6 @@ class AccountRun:
         for values, window in table.waiting:
             self._add_child(table, values, window)
         table.waiting.clear()
-        self.frontier.finish()
 
     def _retry_or_give_up(
         self, table: TableRun, request: PageRequest, failure: RequestError, attempts: _Attempts
@@ -819,6 +977,24 @@ def _key_of(row: _ParentRow) -> str:
 def _is_read(child: TableRun, key: str, version: str) -> bool:
     """Note the version of a parent's row, of which the first reading counts; True if its answer is in the lake."""
     return child.versions_before.get(key) == child.versions.setdefault(key, version)
+
+
+def _fingerprint(body: bytes | memoryview) -> bytes:
+    return b"%d:%d" % (len(body), zlib.crc32(body))
+
+
+def _told_of(page: Page, endpoint: Endpoint, facts: PageFacts, chain: OpenChain, *, is_last: bool) -> Page:
+    """The page with what the journal will be told of it."""
+    # Only a page that is named by its number will be compared; any other was no repetition when it came.
+    is_numbered = needs_row_count(endpoint)
+    kept = Facts(
+        fingerprint=_fingerprint(facts.body) if is_numbered else b"%d" % page.request.page,
+        headers=paging_headers(endpoint, facts.headers),
+        pointers=facts.facts,
+        rows=facts.rows,
+    )
+    answer = Answer(request=page.request, facts=kept, is_closed=chain.closed_window, is_last=is_last)
+    return msgspec.structs.replace(page, answer=answer)
 
 
 def _told(failure: ExtractError) -> str:

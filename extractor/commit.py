@@ -198,7 +198,7 @@ def commit(
     for _ in range(_REBASES):
         current = newest.tables if newest is not None else {}
         if any(current.get(key) != expected for key, expected in written.expected.items()):
-            return _committed_before(log, run_id, written)
+            return _committed_before(log, run_id, written, leases)
         entry = LogEntry(
             sequence=newest.sequence + 1 if newest is not None else 1,
             run_id=run_id,
@@ -890,14 +890,16 @@ def _write_pieces(log: CommitLog, before: object, pieces: _Pieces) -> None:
             log.write_content(content)
 
 
-def _committed_before(log: CommitLog, run_id: str, written: _Written) -> LogEntry:
-    """The entry that holds these very updates already. Raises: CommitConflict if there is none."""
+def _committed_before(log: CommitLog, run_id: str, written: _Written, leases: Leases | None) -> LogEntry:
+    """The entry that holds these very updates already. Raises: LakeBusy or CommitConflict if there is none."""
     newest = log.newest()
     if newest is not None and all(newest.tables.get(key) == made for key, made in written.references.items()):
         for sequence in reversed(newest.publishing.get(run_id, ())):
             return log.read(sequence)
         if newest.run_id == run_id:
             return newest
+    if leases is not None:
+        leases.check()
     current = newest.tables if newest is not None else {}
     moved = sorted(key for key, expected in written.expected.items() if current.get(key) != expected)
     names = ", ".join(f"{table} of account {account}" for table, account in moved[:3])

@@ -31,6 +31,7 @@ from extractor.drift import Drift
 from extractor.endpoint import Endpoint
 from extractor.errors import DriftRefused, ExtractError, RequestError
 from extractor.fetch import Response
+from extractor.journal import Answer, Place, Recorder
 from extractor.plan import PageRequest
 from extractor.schema import RESCUED, TableSchema
 from extractor.spool import spooling
@@ -156,6 +157,10 @@ class Page(msgspec.Struct, frozen=True, kw_only=True):
     received_at: datetime
     size_bytes: int
     attempt: int = 1
+    answer: Answer | None = None
+    """What the journal is told of it."""
+    places: tuple[Place, ...] = ()
+    """Where in the journal the rows are that come before it."""
 
 
 class Part(msgspec.Struct, frozen=True, kw_only=True):
@@ -222,7 +227,10 @@ class Lane:
         on_drift: Callable[[Sequence[Drift]], None],
         spawn: Spawn,
         is_eager: bool = False,
+        recorder: Recorder | None = None,
+        recall: Callable[[Sequence[Place]], Iterator[pa.RecordBatch]] | None = None,
     ) -> None:
+        """With a `recorder` rows are in the journal before they are with the sink; `recall` reads them back."""
         self.schema = schema
         self.sink = sink
         self.is_running = False
@@ -236,6 +244,8 @@ class Lane:
         self._on_drift = on_drift
         self._spawn = spawn
         self._is_eager = is_eager
+        self._recorder = recorder
+        self._recall = recall
         self._is_hurried = False
         self._counted = 0
         self._queue: deque[Page] = deque()
@@ -316,7 +326,7 @@ class Lane:
         pages = [self._queue.popleft()]
         size = pages[0].size_bytes
         while self._queue and pages[0].response is None and self._queue[0].response is None:
-            if size + self._queue[0].size_bytes > _GROUP_BYTES:
+            if size + self._queue[0].size_bytes > _GROUP_BYTES or self._queue[0].places:
                 break
             pages.append(self._queue.popleft())
             size += pages[-1].size_bytes
@@ -325,6 +335,8 @@ class Lane:
 
     async def _handle(self, pages: Sequence[Page]) -> None:
         try:
+            if pages[0].places:
+                await self.restore(pages[0].request.window, pages[0].places)
             if pages[0].response is None:
                 await self._handle_json(pages)
             else:
@@ -338,7 +350,7 @@ class Lane:
 
     async def _handle_json(self, pages: Sequence[Page]) -> None:
         try:
-            decoded, parts = await self._executor.run(self._decode, pages, self.schema)
+            decoded, parts, encoded = await self._executor.run(self._decode, pages, self.schema)
         except (RequestError, DriftRefused) as failure:
             if len(pages) == 1:
                 self._on_failure(pages[0], failure)
@@ -348,17 +360,46 @@ class Lane:
             return
         self.schema = decoded.schema
         self._on_drift(decoded.drift)
+        if self._recorder is not None:
+            await self._recorder.add(encoded)
         await self.sink.take(parts)
         offset = 0
         for page, length in zip(pages, decoded.lengths, strict=True):
             self._on_page(page, decoded.batch.slice(offset, length) if self._is_eager else None, length)
             offset += length
 
-    def _decode(self, pages: Sequence[Page], schema: TableSchema) -> tuple[Decoded, list[Part]]:
-        """The rows of pages, with the values of their parents, and the same window by window."""
+    def _decode(self, pages: Sequence[Page], schema: TableSchema) -> tuple[Decoded, list[Part], bytes]:
+        """The rows of pages, with the values of their parents, by window too, and as the journal keeps them."""
         decoded = decode_rows([page.rows for page in pages], schema, depth=self._bounds.depth)
         batch = with_kept(decoded.batch, [page.request.keep for page in pages], decoded.lengths)
-        return msgspec.structs.replace(decoded, batch=batch), _parts(batch, pages, decoded.lengths)
+        decoded = msgspec.structs.replace(decoded, batch=batch)
+        parts = _parts(batch, pages, decoded.lengths)
+        if self._recorder is None:
+            return decoded, parts, b""
+        answers = [
+            msgspec.structs.replace(page.answer, rows=length)
+            for page, length in zip(pages, decoded.lengths, strict=True)
+            if page.answer is not None
+        ]
+        times = parts[0].received_at if len(parts) == 1 else _arrivals(pages, decoded.lengths)
+        return decoded, parts, self._recorder.encode(decoded.schema, answers, batch, times)
+
+    async def restore(self, window: str, places: Sequence[Place]) -> None:
+        """Give the sink rows that are in the journal."""
+        assert self._recall is not None
+        batches = self._recall(places)
+        while (batch := await self._executor.run(next, batches, None)) is not None:
+            await self.restore_rows(window, batch)
+
+    async def restore_rows(self, window: str, batch: pa.RecordBatch) -> None:
+        """Give the sink rows as they were in the journal, with their arrival."""
+        names = batch.schema.names[:-1]
+        await self.sink.take(
+            [Part(batch=batch.select(names), window=window, received_at=batch.column(len(names)))]
+        )
+        self._count_rows()
+        if self.sink.is_full or self._budget.is_full_of_rows:
+            await self.flush()
 
     async def _handle_stream(self, page: Page, response: Response) -> None:
         """A format that is read piece by piece: all of it must be good before any of it is kept."""
@@ -372,7 +413,9 @@ class Lane:
                         shaped = with_kept(
                             shape_batch(batch, self.schema), [page.request.keep], [batch.num_rows]
                         )
-                        await self.sink.take(_parts(shaped, [page], [batch.num_rows]))
+                        parts = _parts(shaped, [page], [batch.num_rows])
+                        await self._record(shaped, parts)
+                        await self.sink.take(parts)
                     rows += sum(batch.num_rows for batch in batches)
                     self._count_rows()
                     if self.sink.is_full or self._budget.is_full_of_rows:
@@ -382,7 +425,17 @@ class Lane:
             return
         finally:
             held.discard()
+        if self._recorder is not None and page.answer is not None:
+            answer = msgspec.structs.replace(page.answer, rows=rows)
+            await self._recorder.add(self._recorder.encode(self.schema, [answer], None, None))
         self._on_page(page, None, rows)
+
+    async def _record(self, batch: pa.RecordBatch, parts: Sequence[Part]) -> None:
+        """Write down rows of an answer that is not told of yet."""
+        if self._recorder is not None and parts:
+            times = parts[0].received_at
+            encode = self._recorder.encode
+            await self._recorder.add(await self._executor.run(encode, self.schema, (), batch, times))
 
     def _read_stream(self, response: Response) -> Iterator[pa.RecordBatch]:
         bounds = self._bounds
@@ -478,6 +531,11 @@ def _parts(batch: pa.RecordBatch, pages: Sequence[Page], lengths: Sequence[int])
             parts.append(Part(batch=whole, window=window, received_at=times))
         offset += rows
     return parts
+
+
+def _arrivals(pages: Sequence[Page], lengths: Sequence[int]) -> pa.Array:
+    """For each row of several pages when its answer arrived."""
+    return arrivals(lengths, [page.received_at for page in pages])
 
 
 def with_kept(

@@ -13,9 +13,25 @@ from extractor.paging import Chain
 from extractor.plan import PageRequest, Span
 from extractor.report import Status
 
-__all__ = ("Ledger", "OpenChain", "Outcome")
+__all__ = ("Ledger", "OpenChain", "Outcome", "Resumed")
 
 _FAILURES_KEPT = 20
+
+
+@dataclass(slots=True, kw_only=True)
+class Resumed:
+    """What an earlier process read of a chain. Its rows wait: they count once the server lets the chain go on.
+
+    A page that is named by its number is asked for again first, as rows may have moved since: `last` is the
+    fingerprint that it must have, and `following` the page after it. `asked` is the page that is asked for first.
+    """
+
+    pages: int
+    asked: PageRequest
+    following: PageRequest
+    last: bytes | None = None
+    places: tuple[tuple[str, int, int, int], ...] = ()
+    """Where the rows are in the journal: segment, offset, first row and number of rows."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -31,6 +47,8 @@ class OpenChain:
     failure: str = ""
     closed_window: bool = False
     """True if the server's clock was past the window's end before its first page was read."""
+    resumed: Resumed | None = None
+    """Of a chain that goes on where an earlier process stopped, until its next page is taken."""
 
     @property
     def is_complete(self) -> bool:

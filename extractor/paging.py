@@ -31,7 +31,7 @@ from extractor.endpoint import (
 from extractor.errors import PagingError
 from extractor.plan import PageRequest
 
-__all__ = ("Chain", "PageFacts", "Step", "Turns", "needs_row_count", "pointers_of")
+__all__ = ("Chain", "PageFacts", "Step", "Turns", "needs_row_count", "paging_headers", "pointers_of")
 
 A = TypeVar("A")
 
@@ -67,6 +67,18 @@ def pointers_of(endpoint: Endpoint) -> tuple[str, ...]:
             return (total,)
         case _:
             return ()
+
+
+def paging_headers(endpoint: Endpoint, headers: Mapping[str, str]) -> dict[str, str]:
+    """Of an answer's headers those by which its chain goes on; no other ever leaves the memory."""
+    match endpoint.paging:
+        case TokenPaging(response_header=str(header)) if header:
+            name = header.lower()
+        case LinkPaging():
+            name = "link"
+        case _:
+            return {}
+    return {name: headers[name]} if name in headers else {}
 
 
 def needs_row_count(endpoint: Endpoint) -> bool:

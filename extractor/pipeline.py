@@ -28,6 +28,7 @@ from extractor.commit import (
     CommitLog,
     Leases,
     LogEntry,
+    TableKey,
     TableState,
     Update,
     clean_orphans,
@@ -45,6 +46,7 @@ from extractor.errors import (
 )
 from extractor.events import Committed, Observer, RunFinished, RunStarted, TableFinished, Warned, ignore
 from extractor.evolution import drift_lines, null_keys_of
+from extractor.journal import Found, Journal, Origin, read_rows
 from extractor.lake import Lake
 from extractor.lane import Budget, Executor, Part, Sink, ThreadExecutor
 from extractor.ledger import Outcome
@@ -59,9 +61,19 @@ from extractor.reader import (
     outcome_of,
     read_all,
     set_up,
+    user_agent,
 )
 from extractor.references import Referring, hold_back_dangling
-from extractor.report import RequestFigures, RunReport, TableReport, exit_code_of
+from extractor.report import RequestFigures, RunReport, TableReport, exit_code_of, report_from_json
+from extractor.resume import (
+    FILES_A_GENERATION,
+    Standing,
+    configuration_digest,
+    find_run,
+    replay,
+    settled_tables,
+    standing_of,
+)
 from extractor.schema import TableSchema, plan_schema
 from extractor.settle import Reading, Settled, settle_table
 from extractor.store import Store
@@ -168,6 +180,12 @@ class Run:
         self._numbers: dict[tuple[str, str], dict[str, int]] = {}
         self._given_spans: Mapping[str, tuple[Span, ...]] | None = None
         """The windows to read where it is not the state that says so."""
+        self._configuration = configuration_digest(self._config, self._plan)
+        self._journal: Journal | None = None
+        self._found: Found | None = None
+        self._standing = Standing(done=frozenset(), afresh=frozenset())
+        self._earlier: Mapping[TableKey, TableReport] = {}
+        """What was reported of the tables that this run committed before it was stopped."""
         self._may_be_committed = False
         """True from before the put of the log on: what is staged may then be all there is of committed files."""
 
@@ -175,15 +193,8 @@ class Run:
         keys = [
             (table.name, account.name) for table in self._plan.written for account, _ in self._setup.accounts
         ]
-        leases = Leases(
-            self._store,
-            run_id=self._run_id,
-            clock=self._clock,
-            tables=keys,
-            token=self._world.token(16),
-        )
         before = await self._executor.run(self._log.newest)
-        await self._hold(leases)
+        leases = await self._hold_tables(keys)
         self._observer(RunStarted(run_id=self._run_id, lake=self._store.uri, tables=tuple(keys)))
         try:
             report = await self._read_and_commit(leases, interruption)
@@ -200,6 +211,28 @@ class Run:
             raise told from error
         self._observer(RunFinished(run_id=report.run_id, status=report.status, exit_code=report.exit_code))
         return report
+
+    async def _hold_tables(self, keys: Sequence[TableKey]) -> Leases:
+        """Take the tables, under the id of the run that was stopped if there is one to go on with.
+
+        Leases in its name keep it from being cleaned up.
+        """
+        while True:
+            found = await self._executor.run(self._find_stopped_run)
+            run_id = found.origin.run_id if found is not None else self._run_id
+            leases = Leases(
+                self._store, run_id=run_id, clock=self._clock, tables=keys, token=self._world.token(16)
+            )
+            await self._hold(leases)
+            try:
+                # Until the leases were there, another process may have finished the run.
+                if found is None or await self._executor.run(self._take_up, run_id, keys):
+                    return leases
+            except BaseException:
+                with anyio.CancelScope(shield=True), suppress(LakeError):
+                    await self._executor.run(leases.release)
+                raise
+            await self._executor.run(leases.release)
 
     async def _hold(self, leases: Leases) -> None:
         """Take the tables and prepare the lake; what has them only for a moment is waited for."""
@@ -228,10 +261,69 @@ class Run:
             leases.release()
             raise
 
+    def _find_stopped_run(self) -> Found | None:
+        return find_run(
+            self._store,
+            version=user_agent(),
+            configuration=self._configuration,
+            resume_seconds=self._config.limits.resume_seconds,
+        )
+
+    def _take_up(self, run_id: str, keys: Sequence[TableKey]) -> bool:
+        """Go on as the run that was stopped; False if there is nothing left of it."""
+        found = self._find_stopped_run()
+        if found is None or found.origin.run_id != run_id:
+            return False
+        entry = self._log.newest()
+        told = _tables_told(self._log, run_id)
+        standing = standing_of(self._log, entry, found, keys)
+        self._standing = Standing(
+            done=standing.done & told.keys(), afresh=standing.afresh | (standing.done - told.keys())
+        )
+        self._earlier = {key: told[key] for key in self._standing.done}
+        committed = entry.sequence if entry is not None else 0
+        self._found = found.claim(self._store, committed=committed, afresh=sorted(self._standing.afresh))
+        self._run_id, self._started_at = run_id, found.origin.started_at
+        self._own_start = found.origin.own_start
+        # Files without a footer are nothing, and whole ones are of chains that may go on otherwise.
+        for stored in list(self._store.list(f"_extractor/staging/{run_id}")):
+            if not stored.path.startswith(f"_extractor/staging/{run_id}/journal/"):
+                self._store.delete(stored.path)
+        return True
+
+    def _open_journal(self, newest: LogEntry | None) -> None:
+        """Only a run that may be taken up keeps one."""
+        limits = self._config.limits
+        if limits.resume_seconds <= 0:
+            return
+        origin = Origin(
+            run_id=self._run_id,
+            version=user_agent(),
+            configuration=self._configuration,
+            started_at=self._started_at,
+            own_start=self._own_start,
+            committed=newest.sequence if newest is not None else 0,
+        )
+        self._journal = Journal(
+            self._store,
+            origin,
+            generation=len(self._found.claims) if self._found is not None else 0,
+            executor=self._executor,
+            memory_bytes=int(limits.memory_mb * (1 << 20)),
+        )
+
+    @property
+    def _is_resumable(self) -> bool:
+        return self._journal is not None and self._journal.is_begun
+
     def _abandon(self, leases: Leases, leave_nothing: bool) -> None:
-        """Remove what a run staged that committed nothing; a new lake that nobody else uses becomes as it was."""
+        """Remove what a run staged that committed nothing and cannot be taken up.
+
+        A new lake that nobody else uses becomes as it was.
+        """
         try:
-            if not self._may_be_committed:
+            is_wanted = self._is_resumable and (self._found is not None or not leave_nothing)
+            if not self._may_be_committed and not is_wanted:
                 self._store.delete_folder(f"_extractor/staging/{self._run_id}")
             leases.release()
             if leave_nothing and self._log.newest() is None and not live_runs(self._store):
@@ -244,12 +336,13 @@ class Run:
 
     async def _read_and_commit(self, leases: Leases, interruption: Interruption) -> RunReport:
         entry = await self._executor.run(self._log.newest)
-        if entry is not None and entry.committed_at > self._started_at:
+        if entry is not None and entry.committed_at > self._started_at and self._found is None:
             self._started_at = entry.committed_at
             self._warn(
                 "this machine's clock is behind the newest commit; the run has its time, "
                 f"{entry.committed_at:%Y-%m-%dT%H:%M:%SZ}"
             )
+        self._open_journal(entry)
         async with anyio.create_task_group() as beats:
             beats.start_soon(self._beat, leases)
             try:
@@ -258,6 +351,8 @@ class Run:
                 report = self._secrets.report(self._report(settled, interruption))
                 if report.exit_code != 4:
                     report = await self._commit(settled, report, leases)
+                elif not self._is_resumable:
+                    await self._executor.run(self._store.delete_folder, f"_extractor/staging/{self._run_id}")
             finally:
                 beats.cancel_scope.cancel()
         with suppress(LakeError):  # all is committed; the tables are free as soon as the holder is silent
@@ -278,14 +373,34 @@ class Run:
         await self._executor.run(self._check_columns)
         async with anyio.create_task_group() as watch:
             watch.start_soon(self._stop_in_time, interruption)
+            await self._go_on(interruption)
+            if self._journal is not None:
+                watch.start_soon(self._journal.keep, self._clock, self._hurry)
             async with AsyncExitStack() as stack:
                 await self._connect_all(stack, interruption)
                 if not interruption.exit_code:
                     await read_all(self._readers, budget, self._clock, interruption)
             watch.cancel_scope.cancel()
+        if self._journal is not None and (self._journal.is_begun or interruption.exit_code):
+            await self._journal.save()
         for reader in self._readers:
             self._provenance[reader.account.name] = reader.provenance
             self._warnings.extend(reader.warnings)
+
+    async def _go_on(self, interruption: Interruption) -> None:
+        """Bring the readers to where the run was stopped, if it was."""
+        if self._found is None:
+            return
+        readers = {reader.account.name: reader for reader in self._readers}
+        pages = await replay(
+            self._store, self._found, readers, executor=self._executor, interruption=interruption
+        )
+        self._warn(f"took up run {self._run_id}, which was stopped: {pages} pages were safe")
+
+    def _hurry(self) -> None:
+        for reader in self._readers:
+            for table in reader.tables.values():
+                table.lane.hurry()
 
     async def _stop_in_time(self, interruption: Interruption) -> None:
         seconds = self._config.limits.run_seconds
@@ -338,6 +453,12 @@ class Run:
             spool_folder=self._spool_folder,
             learnt_rate=float(rate) if isinstance(rate, int | float) else None,
             spans=self._given_spans,
+            moment=self._own_start,
+            journal=self._journal,
+            recall=partial(read_rows, self._store),
+            settled=settled_tables(
+                self._plan, {table for table, owner in self._standing.done if owner == account.name}
+            ),
         )
 
     def _schema(self, table: TablePlan, prior: TableState | None) -> TableSchema:
@@ -363,7 +484,7 @@ class Run:
         check_schema(self._config, schemas)
 
     def _sink(self, table: TablePlan, account: str, now: datetime) -> Sink:
-        if table.mode == "keys":
+        if table.mode == "keys" or (table.name, account) in self._standing.done:
             return NoSink()
         parquet = self._config.parquet
         writer = TableWriter(
@@ -380,6 +501,7 @@ class Run:
             ),
             snapshot_date=self._started_at.date().isoformat(),
             numbers=self._numbers.setdefault((table.name, account), {}),
+            first_number=len(self._found.claims) * FILES_A_GENERATION if self._found is not None else 0,
         )
         return WriterSink(writer, self._executor, is_event=table.endpoint.sync.is_event)
 
@@ -416,6 +538,11 @@ class Run:
             outcomes: dict[str, Outcome] = {}
             for planned in self._plan.active:
                 table = reader.tables[planned.name]
+                earlier = self._earlier.get((planned.name, reader.account.name))
+                if earlier is not None:
+                    outcomes[planned.name] = Outcome(status=earlier.status, reason=earlier.reason)
+                    settled.append(Settled(report=earlier, update=None))
+                    continue
                 outcome = outcome_of(planned, table, outcomes, reader.priors.get(planned.name))
                 outcomes[planned.name] = outcome
                 if planned.mode == "run":
@@ -546,6 +673,9 @@ class Run:
     async def _commit(
         self, settled: Sequence[Settled], report: RunReport, leases: Leases, *, is_final: bool = True
     ) -> RunReport:
+        is_stopped = report.status == "interrupted" and any(
+            table.status not in ("complete", "absent", "skipped") for table in report.tables
+        )
         updates = [self._told(item.update) for item in settled if item.update is not None]
         source = {
             "base_url": self._config.source.base_url,
@@ -570,7 +700,7 @@ class Run:
             clock=self._clock,
             leases=leases,
             status=report.status,
-            is_final=is_final,
+            is_final=is_final and not (is_stopped and self._is_resumable),
         )
         self._observer(
             Committed(
@@ -596,6 +726,18 @@ class Run:
     def _warn(self, message: str) -> None:
         self._warnings.append(message)
         self._observer(Warned(message=message))
+
+
+def _tables_told(log: CommitLog, run_id: str) -> dict[TableKey, TableReport]:
+    """What the entries of a run say of the tables that they made complete."""
+    told: dict[TableKey, TableReport] = {}
+    newest = log.newest()
+    for sequence in newest.publishing.get(run_id, ()) if newest is not None else ():
+        entry = log.read(sequence)
+        for table in report_from_json(entry.summary).tables:
+            if table.status == "complete":
+                told[table.name, table.account] = table
+    return told
 
 
 def _figures(readers: Sequence[Reader], seconds: float) -> RequestFigures:

@@ -7,7 +7,7 @@ Rows go to the sinks that the caller gives; nothing here knows the log.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Collection, Coroutine, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 
 import anyio
 import anyio.abc
+import pyarrow as pa
 
 from extractor.account import AccountRun, Credential, TableRun
 from extractor.auth import TokenAnswer, TokenSource, read_keyinfo, read_token_answer
@@ -39,6 +40,7 @@ from extractor.errors import (
 )
 from extractor.events import Observer
 from extractor.fetch import Fetcher, FetchLimits, Request, parse_date
+from extractor.journal import Journal, Place
 from extractor.lane import Budget, DecodeBounds, Executor, Lane, Part, Sink
 from extractor.ledger import Ledger, Outcome
 from extractor.limit import Limiter, Limits
@@ -213,10 +215,16 @@ class Reader:
         learnt_rate: float | None,
         is_prompt: bool = False,
         spans: Mapping[str, tuple[Span, ...]] | None = None,
+        moment: datetime | None = None,
+        journal: Journal | None = None,
+        recall: Callable[[Sequence[Place]], Iterator[pa.RecordBatch]] | None = None,
+        settled: Collection[str] = (),
     ) -> None:
         """With `is_prompt` pages are decoded as they come, at the price of more work for small ones.
 
-        `spans` are the windows to read, by table, where it is not the state in `priors` that says so.
+        `spans` are the windows to read, by table, where it is not the state in `priors` that says so. Windows are
+        those of the `moment` at which the run began, now if none is given. Tables that are `settled` are not asked
+        for.
         """
         self.account = account
         self.priors = priors
@@ -230,6 +238,10 @@ class Reader:
         self._tasks: anyio.abc.TaskGroup | None = None
         self._is_prompt = is_prompt
         self._given_spans = spans
+        self._moment = moment or world.clock.now()
+        self._journal = journal
+        self._recall = recall
+        self._settled = settled
         fetch_limits = _fetch_limits(config)
         self._fetchers = [
             world.network(
@@ -300,6 +312,7 @@ class Reader:
         ledger = Ledger(table=planned.name)
         bounds = self._config.bounds
         assert world.executor is not None
+        recorder = self._journal.recorder(planned.name, self.account.name) if self._journal else None
         lane = Lane(
             endpoint,
             schema,
@@ -317,18 +330,22 @@ class Reader:
             on_drift=ledger.note_drift,
             spawn=self._start,
             is_eager=self._is_prompt or bool(self._plan.children_of(planned.name)),
+            recorder=recorder,
+            recall=self._recall,
         )
         return TableRun(
             endpoint=endpoint,
             ledger=ledger,
             lane=lane,
-            spans=self._spans(planned, self._clock.now()),
+            spans=self._spans(planned, self._moment),
             spans_at=partial(self._spans, planned) if endpoint.sync.window is not None else None,
             is_follower=follows(endpoint, self._plan) is not None,
             versions_before=parents_read(prior.state) if prior is not None else {},
             columns=frozenset(field.source for field in schema.fields),
             is_dormant=bool(endpoint.parent and endpoint.parent.fallback_on),
             last_longest_chain=last_longest_chain(prior),
+            recorder=recorder,
+            is_settled=planned.name in self._settled,
         )
 
     def _spans(self, planned: TablePlan, now: datetime) -> tuple[Span, ...]:
@@ -362,7 +379,9 @@ class Reader:
 
     def _start(self, work: Callable[[], Coroutine[Any, Any, None]], /) -> None:
         assert self._tasks is not None
-        self._tasks.start_soon(work)
+        # A group that is being cancelled does not tell those that begin now.
+        if not self._tasks.cancel_scope.cancel_called:
+            self._tasks.start_soon(work)
 
     def use(self, tasks: anyio.abc.TaskGroup) -> None:
         """Let lanes live in this task group."""

@@ -100,6 +100,10 @@ class Frontier(Generic[R]):
         self._push(request)
         return True
 
+    def know(self, request: R) -> None:
+        """Take a request for one that was answered before."""
+        self._known.add(self._identity(request))
+
     def put_back(self, request: R, *, not_before: float) -> None:
         """Keep a request that was in flight for another attempt, not before that monotonic time."""
         self.in_flight -= 1

@@ -47,6 +47,7 @@ __all__ = (
     "is_secret_name",
     "is_secret_value",
     "json_text",
+    "pinned_field",
     "plan_schema",
     "read_type",
     "render_type",
@@ -307,7 +308,7 @@ def plan_schema(
     dropped_classes = {class_ for class_, is_refused in refused.items() if is_refused}
     drops = tuple(column.path for column in endpoint.columns if column.class_ in dropped_classes)
     hashes = tuple(column.path for column in endpoint.columns if column.class_ == "pii" and pii == "hash")
-    fields = [_pinned_field(entry) for entry in pinned]
+    fields = [pinned_field(entry) for entry in pinned]
     for column in endpoint.top_columns:
         if column.type is None or column.path in drops:
             continue
@@ -338,7 +339,8 @@ def _place(fields: list[Field], column: Column, column_type: ColumnType) -> None
     fields.append(Field(name=name, type=column_type, source=column.path, class_=column.class_))
 
 
-def _pinned_field(entry: Mapping[str, object]) -> Field:
+def pinned_field(entry: Mapping[str, object]) -> Field:
+    """The column that `TableSchema.to_json` wrote down."""
     return Field(
         name=str(entry["name"]),
         type=parse_type(str(entry["type"])),

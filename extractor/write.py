@@ -96,8 +96,12 @@ class TableWriter:
         settings: WriteSettings,
         snapshot_date: str,
         numbers: dict[str, int] | None = None,
+        first_number: int = 0,
     ) -> None:
-        """`numbers` counts the files of each folder, for runs that write a table several times."""
+        """`numbers` counts the files of each folder, for runs that write a table several times.
+
+        The first is `first_number`, so that no file of an earlier process of the run is replaced.
+        """
         self._store = store
         self._endpoint = endpoint
         self._stamp = stamp
@@ -107,6 +111,7 @@ class TableWriter:
         self._groups: list[RowGroup] = []
         self._open: OrderedDict[PartitionKey, _OpenFile] = OrderedDict()
         self._numbers = {} if numbers is None else numbers
+        self._first_number = first_number
         self._staged: list[Staged] = []
         self.rows = 0
         self.buffered_bytes = 0
@@ -232,7 +237,7 @@ class TableWriter:
 
     def _start(self, key: PartitionKey, first: pa.Table) -> _OpenFile:
         folder, partition = self._place(key)
-        number = self._numbers.get(folder, 0)
+        number = self._numbers.get(folder, self._first_number)
         self._numbers[folder] = number + 1
         name = f"{self._stamp.run_id}-{number:05d}" if self._stamp.is_event else f"part-{number:05d}"
         path = f"{folder}/{name}.parquet"

@@ -228,6 +228,26 @@ MUTATIONS = (
         "                self._budget.free_body(page.size_bytes)\n",
         "",
     ),
+    # the journal
+    _one(
+        "a run that is taken up begins again at its first pages",
+        "resume.py",
+        "            if not self._reader.run.replay(answer, rows, is_again=fate.is_again):\n",
+        "            if True:\n",
+    ),
+    _one(
+        "rows of a chain that goes on stay in the journal",
+        "account.py",
+        "            page = msgspec.structs.replace(page, places=resumed.places)\n",
+        "",
+    ),
+    _one(
+        "children of rows in the journal are forgotten",
+        "account.py",
+        "        if rows is not None:\n            self._add_children(table, rows)\n",
+        "",
+    ),
+    _one("the journal is saved too late", "journal.py", "_BETWEEN_SECONDS = 4.0", "_BETWEEN_SECONDS = 400.0"),
     # the commit
     Mutation(
         "the entry is put before the lists that it refers to",

@@ -40,6 +40,14 @@ class Judge:
     known: dict[str, Known] = field(default_factory=dict)
     sequence: int = 0
 
+    def begin(self, run_id: str, moment: float) -> None:
+        """A run begins, or is taken up: what it reads is of the time since it began first."""
+        since, _ = self.spans.get(run_id, (moment, 0.0))
+        self.spans[run_id] = (since, float("inf"))
+
+    def end(self, run_id: str, moment: float) -> None:
+        self.spans[run_id] = (self.spans[run_id][0], moment)
+
     def look(self, *, keeps: bool) -> LogEntry | None:
         """Read every table as a reader would now. Raises: Law.
 
@@ -124,7 +132,7 @@ class Judge:
         """Judge what a run says of itself, when it has ended by itself. Raises: Law."""
         entry = self.look(keeps=True)
         self._judge_report(report, entry, causes, is_stopped=is_stopped)
-        self._judge_leftovers(report, entry)
+        self._judge_leftovers(report, entry, is_stopped=is_stopped)
 
     def _judge_report(
         self,
@@ -184,10 +192,10 @@ class Judge:
         stable, _ = self.site.truth(table.parent, *self.spans[run_id])
         return any(row.values["id"] is not None for row in stable)
 
-    def _judge_leftovers(self, report: RunReport, entry: LogEntry | None) -> None:
+    def _judge_leftovers(self, report: RunReport, entry: LogEntry | None, *, is_stopped: bool) -> None:
         with self.disk.unwatched():
             staged = [file.path for file in self.disk.list(f"_extractor/staging/{report.run_id}")]
-            if staged:
+            if staged and not is_stopped:
                 raise Law(f"left in staging: {staged[:3]}")
             if report.run_id in live_runs(self.disk):
                 raise Law("the run has ended and still holds its lease")

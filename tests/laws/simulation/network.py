@@ -27,6 +27,8 @@ IDENTITY = "https://id.example.test"
 
 _REQUESTS_MAX = 3000
 _CATCH_UP_SECONDS = 0.05
+_SAFE_SECONDS = 12.0
+"""So much later an answer is in the journal: two turns of it, and the work on the way."""
 
 
 class Law(AssertionError):
@@ -49,6 +51,7 @@ class _Asked:
     """What the server has seen of one request in one run."""
 
     first_at: float
+    key: tuple[object, ...]
     failures: int = 0
     refusals: int = 0
     answers: int = 0
@@ -67,6 +70,11 @@ class Server:
         self.last_activity = 0.0
         self.on_request: Callable[[int], None] = lambda number: None
         self.is_off = False
+        self.is_taken_up = False
+        """True in a run that goes on where it was stopped: rows may have moved meanwhile."""
+        self.ended_at = 0.0
+        self._answered: dict[tuple[object, ...], float] = {}
+        self._safe: set[tuple[object, ...]] = set()
         self.broken: list[str] = []
         self.largest_body = 0
         self._scenario = scenario
@@ -120,7 +128,8 @@ class Server:
         self.on_request(self.sent)
         if self.sent > _REQUESTS_MAX:
             raise self._law(f"the run never ends: {self.sent} requests")
-        asked = self._asked.setdefault((request.method, request.path, request.query), _Asked(now))
+        key = (request.method, request.path, request.query)
+        asked = self._asked.setdefault(key, _Asked(now, key))
         asked.in_flight += 1
         if self._is_doubted:
             return asked
@@ -134,6 +143,7 @@ class Server:
             )
         if asked.answers and not self._may_be_read_again(table):
             raise self._law(f"{request.path} {request.query} was answered, and is asked again")
+        self._check_safe(request)
         # What was granted in the moment of the refusal may still go in the same.
         if self._paused_at < now < self._paused_until - 1e-6:
             raise self._law(f"a request went {self._paused_until - now:.3f} s before the end of a pause")
@@ -141,6 +151,42 @@ class Server:
         self._check_rate(now)
         self._check_token(request, now)
         return asked
+
+    def take_up(self, *, is_taken_up: bool) -> None:
+        """The run that begins goes on where it was stopped, or is another."""
+        self.is_taken_up = is_taken_up
+        self._safe = self.safe()
+        if not is_taken_up:
+            self._answered.clear()
+            self._safe.clear()
+
+    def safe(self) -> set[tuple[object, ...]]:
+        """What the stopped run must have in its journal.
+
+        Not numbered pages: those that are early are not safe, and the last one tells whether rows have moved. Nor
+        children: their rows may be gone with those of their parents.
+        """
+        if self._scenario.executor == "slow":
+            return set()
+        return {
+            key
+            for key, moment in self._answered.items()
+            if moment < self.ended_at - _SAFE_SECONDS
+            and not (table := self.site.places[str(key[1])][0]).parent
+            and not table.is_counted
+        }
+
+    @property
+    def safe_at(self) -> float:
+        """The last moment at which something came that is in the journal."""
+        return max((self._answered[key] for key in self.safe()), default=-math.inf)
+
+    def _check_safe(self, request: Request) -> None:
+        """What arrived long enough before the run was stopped is not asked for again. Raises: Law."""
+        if (request.method, request.path, request.query) in self._safe:
+            raise self._law(
+                f"{request.path} {request.query} was safe when the run was stopped, and is asked again"
+            )
 
     def look_at_memory(self) -> None:
         """Called between any two steps of the program: once there is room, another page may be asked for."""
@@ -157,7 +203,7 @@ class Server:
     def _may_be_read_again(self, name: str) -> bool:
         """True for numbered pages, which are read ahead: there may be no room for one, or rows have moved on."""
         lineage = list(self._scenario.lineage(name))
-        is_moving = any(table.moves or table.duplicates for table in lineage)
+        is_moving = any(table.moves or table.duplicates for table in lineage) or self.is_taken_up
         return lineage[0].is_counted and (is_moving or self._scenario.memory_bytes < 1 << 20)
 
     def _check_rate(self, now: float) -> None:
@@ -188,6 +234,7 @@ class Server:
         is_expected = status and status in self._expected(table)
         if failure is None or is_expected:
             asked.answers += 1
+            self._answered[asked.key] = now
             self.answered_any = True
             return
         asked.failures += 1

@@ -35,6 +35,7 @@ __all__ = ("Played", "play", "play_all")
 
 _DELAYS = {"inline": (), "delayed": (0.0, 0.001, 0.02, 0.5), "slow": (0.0, 0.5, 5.0)}
 
+_SLACK_SECONDS = 20.0
 _FAULTS = ("fault", "unanswered", "late fault")
 
 # Arrow's readers hand each small body to another thread and wait for it: the fewer there are, the sooner it comes.
@@ -113,6 +114,8 @@ class Play:
         self.judge = Judge(scenario, self.site, self.disk)
         self._is_off = False
         self._run_id = ""
+        self._killed = ""
+        """The run that was killed before it committed anything."""
         self._busy_until = 0.0
 
     def to_the_end(self) -> None:
@@ -135,7 +138,6 @@ class Play:
     def _run(self, episode: Episode) -> None:
         loop = VirtualLoop(self.clock.monotonic())
         self.clock.loop = loop
-        began = loop.time()
         self.server.begin(is_calm=episode.is_calm)
         silence = 2 * self.scenario.retry_seconds + 300
 
@@ -156,7 +158,8 @@ class Play:
         self.clock.idle_seconds = loop.time()
         self.clock.loop = None
         if self._run_id:
-            self.judge.spans[self._run_id] = (began, loop.time())
+            self.server.ended_at = loop.time()
+            self.judge.end(self._run_id, loop.time())
         self._judge(episode, report, error)
 
     async def _extract(self, episode: Episode, loop: VirtualLoop) -> RunReport:
@@ -222,7 +225,13 @@ class Play:
     def _observe(self, event: Event) -> None:
         if isinstance(event, RunStarted):
             self._run_id = event.run_id
-            self.judge.spans[event.run_id] = (self.server.began, float("inf"))
+            age_seconds = self.clock.monotonic() - self.server.safe_at
+            is_young = age_seconds < self.scenario.resume_seconds - _SLACK_SECONDS
+            if self._killed and is_young and event.run_id != self._killed and self.server.safe():
+                self.server.broken.append(f"run {self._killed} was killed, and not taken up")
+            self._killed = ""
+            self.server.take_up(is_taken_up=event.run_id in self.judge.spans)
+            self.judge.begin(event.run_id, self.server.began)
         self.trace.add(str(event))
 
     # --- what befalls a run ---------------------------------------------------------------------------------
@@ -258,10 +267,9 @@ class Play:
 
     def _operate(self, number: int, glance_at: int) -> None:
         if number == glance_at and self._run_id:
-            since, _ = self.judge.spans[self._run_id]
-            self.judge.spans[self._run_id] = (since, self.clock.monotonic())
+            self.judge.end(self._run_id, self.clock.monotonic())
             self.judge.look(keeps=False)
-            self.judge.spans[self._run_id] = (since, float("inf"))
+            self.judge.end(self._run_id, float("inf"))
 
     # --- what came of it ------------------------------------------------------------------------------------
 
@@ -283,7 +291,9 @@ class Play:
             self.played.crashes += 1
             self.disk.crash(keep_unsynced=episode.keeps_unsynced)
             self._busy_until = self.clock.monotonic() + 61
-            self.judge.look(keeps=True)
+            entry = self.judge.look(keeps=True)
+            if self._run_id and (entry is None or entry.run_id != self._run_id):
+                self._killed = self._run_id
             return
         self.disk.crash(keep_unsynced=False)  # what a run has reported stays, whatever happens then
         if error is not None:
