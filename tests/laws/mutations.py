@@ -244,8 +244,8 @@ MUTATIONS = (
     _one(
         "children of rows in the journal are forgotten",
         "account.py",
-        "        if rows is not None:\n            self._add_children(table, rows)\n",
-        "",
+        "            self._add_children(table, rows, request.window)\n",
+        "            pass\n",
     ),
     _one("the journal is saved too late", "journal.py", "_BETWEEN_SECONDS = 4.0", "_BETWEEN_SECONDS = 400.0"),
     # the commit
@@ -295,7 +295,7 @@ MUTATIONS = (
     _one(
         "a run that may have committed removes its files",
         "pipeline.py",
-        "if not self._may_be_committed:",
+        "if not self._may_be_committed and not is_wanted:",
         "if True:",
     ),
     _one("a dead run keeps its lease", "commit.py", "if age_seconds > self._stale_seconds:", "if False:"),
