@@ -64,7 +64,14 @@ class LakeError(ExtractError):
 
 
 class LakeBusy(LakeError):
-    """Another run is writing one of the selected tables."""
+    """Another run is writing one of the selected tables.
+
+    `is_brief` is true where it is worth waiting: one of the two needs the tables only for a moment.
+    """
+
+    def __init__(self, message: str, *, is_brief: bool = False) -> None:
+        super().__init__(message)
+        self.is_brief = is_brief
 
 
 class CommitConflict(LakeError):

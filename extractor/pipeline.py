@@ -37,6 +37,7 @@ from extractor.commit import (
 from extractor.config import Account, Config, SecretText
 from extractor.errors import (
     AuthError,
+    LakeBusy,
     LakeError,
 )
 from extractor.events import Committed, Observer, RunFinished, RunStarted, TableFinished, Warned, ignore
@@ -62,6 +63,8 @@ from extractor.stores import open_store
 from extractor.write import RowGroup, TableWriter, WriteSettings
 
 __all__ = ("Interruption", "World", "extract")
+
+_BUSY_SECONDS = 0.2
 
 
 async def extract(
@@ -167,7 +170,7 @@ class _Run:
             token=self._world.token(16),
         )
         before = await self._executor.run(self._log.newest)
-        await self._executor.run(self._prepare, leases)
+        await self._hold(leases)
         self._observer(RunStarted(run_id=self._run_id, lake=self._store.uri, tables=tuple(keys)))
         try:
             report = await self._read_and_commit(leases, interruption)
@@ -183,12 +186,22 @@ class _Run:
         self._observer(RunFinished(run_id=report.run_id, status=report.status, exit_code=report.exit_code))
         return report
 
+    async def _hold(self, leases: Leases) -> None:
+        """Take the tables and prepare the lake; what has them only for a moment is waited for."""
+        while True:
+            try:
+                return await self._executor.run(self._prepare, leases)
+            except LakeBusy as busy:
+                if not busy.is_brief:
+                    raise
+            await self._clock.sleep_until(self._clock.monotonic() + _BUSY_SECONDS)
+
     def _prepare(self, leases: Leases) -> None:
         """Make sure of the lake: it can be written, nobody else writes these tables, and it is in order."""
         self._store.check_writable()
         leases.acquire()
         try:
-            for run_id in roll_forward(self._store, self._log):
+            for run_id in roll_forward(self._store, self._log, leases):
                 self._warn(f"finished the publication of run {run_id}, which was cut off")
             clean_orphans(
                 self._store,

@@ -414,7 +414,7 @@ def _sync_folder(folder: Path) -> None:
 
 
 def _exchange(one: Path, other: Path) -> None:
-    """Let two paths take each other's place in one step. Raises: OSError, ENOSYS where the system has no such call."""
+    """Let two paths take each other's place in one step. Raises: OSError, ENOSYS on a system without the call."""
     rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
     if rename is None:
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
