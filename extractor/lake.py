@@ -374,7 +374,7 @@ def _replaced(
     wanted = {path for file in state.files for path in replacements.get(file.path, ())}
     if not wanted:
         return state
-    merged = [file for file in log.state_of(later, state.table, state.account).files if file.path in wanted]
+    merged = [file for path, file in log.replacing_files(later).items() if path in wanted]
     kept = [file for file in state.files if not replacements.get(file.path)]
     files = {file.path: file for file in (*kept, *merged)}
     return replace(state, files=tuple(files[path] for path in sorted(files)))
