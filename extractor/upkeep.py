@@ -74,7 +74,14 @@ class UpkeepReport:
 
     def to_json(self) -> dict[str, object]:
         found = asdict(self)
-        return {**found, "status": "complete", "exit_code": 0, "tables": list(found["tables"])}
+        paths = found.pop("paths")
+        return {
+            **found,
+            "status": "complete",
+            "exit_code": 0,
+            "tables": list(found["tables"]),
+            **({"paths": list(paths)} if self.is_dry_run else {}),
+        }
 
 
 class Upkeep:
@@ -116,6 +123,11 @@ class Upkeep:
             seconds=round(self.clock.monotonic() - self._began, 3),
             paths=tuple(self.paths),
         )
+
+    def foresee(self, change: Change, paths: Iterable[str]) -> None:
+        """Note what would be done."""
+        self.changes.append(change)
+        self.paths.extend(paths)
 
     @contextmanager
     def at_work(self) -> Iterator[None]:

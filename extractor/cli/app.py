@@ -22,7 +22,20 @@ _FIRST_STEPS = f"""\
 {PROGRAM} init                       write a commented configuration file; more in --help"""
 
 # Each verb is what its module is named after, and imported only where it is asked for.
-_VERBS = ("run", "demo", "init", "plan", "check", "catalog", "runs", "show", "files", "sandbox")
+_VERBS = (
+    "run",
+    "demo",
+    "init",
+    "plan",
+    "check",
+    "catalog",
+    "runs",
+    "show",
+    "files",
+    "compact",
+    "expire",
+    "sandbox",
+)
 
 
 class _Program(click.Group):
