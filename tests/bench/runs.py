@@ -2,9 +2,9 @@
 
     make runs-8640
 
-The API is scripted and the clock virtual; the lake is a folder of this machine. Two readers, processes of their own,
-read all the while: one by the log, whose rows must be those of the commit that it saw, and one by glob, which must
-never see a sample twice or lose one. In the end, and with `--every-day` each day, the lake is compacted and expired.
+The API is scripted and the clock virtual; the lake is a folder of this machine. Two readers, processes of their
+own, read all the while: one by the log, whose rows must be those of the commit that it saw, and one by glob, which
+must never see a sample twice or lose one. In the end the lake is compacted and old snapshots are dropped.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -25,10 +25,9 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from extractor.commit import CommitLog, LogEntry, commit
 from extractor.compact import compact
 from extractor.config import Config, load_config
-from extractor.events import Committed, Event
+from extractor.events import Event
 from extractor.expire import expire
 from extractor.fetch import Request, Response
 from extractor.lake import Lake
@@ -267,7 +266,9 @@ def check_by_log(lake: Path) -> int:
     entry = reader.entry()
     table = reader.table("metrics", as_of=entry.run_id)
     # As-of a run is its last entry: the newest one that this reader has seen, or one that came since.
-    expected = rows_after(number_of(datetime.strptime(entry.run_id[:16], "%Y%m%dT%H%M%SZ").replace(tzinfo=UTC)))
+    expected = rows_after(
+        number_of(datetime.strptime(entry.run_id[:16], "%Y%m%dT%H%M%SZ").replace(tzinfo=UTC))
+    )
     found = table.to_arrow().select(["_series", "timestamp"])
     assert found.num_rows == expected, f"{found.num_rows} rows by the log, {expected} are right"
     assert found.group_by(["_series", "timestamp"]).aggregate([]).num_rows == expected, "a sample twice"
@@ -314,7 +315,7 @@ def _read_on(kind: str, lake: Path) -> None:
 
 @contextmanager
 def reading(kind: str, lake: Path) -> Iterator[dict[str, int]]:
-    """A reader at work; what it has to say stands in the mapping afterwards. Raises: AssertionError if it failed."""
+    """A reader at work; what it has to say is in the mapping afterwards. Raises: AssertionError if it failed."""
     told: dict[str, int] = {}
     reader = subprocess.Popen(
         [sys.executable, "-m", "tests.bench.runs", "--read", kind, "--lake", str(lake)],
@@ -372,7 +373,9 @@ def play(folder: Path, runs: int, marks: Sequence[int]) -> None:
         show("after their grace period", month.size())
         print(f"\n{time.perf_counter() - began:,.0f} s in all")
     print(f"by the log: {by_log['readings']} readings, each right")
-    print(f"by glob: {by_glob['readings']} readings without a sample twice or lost, {by_glob['again']} begun anew")
+    print(
+        f"by glob: {by_glob['readings']} readings without a sample twice or lost, {by_glob['again']} begun anew"
+    )
 
 
 def main() -> None:
