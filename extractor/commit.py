@@ -30,7 +30,17 @@ from extractor.errors import CommitConflict, LakeError
 from extractor.exchange import exchange_files
 from extractor.fold import FOLD_ENTRIES, Fold, Folds
 from extractor.lease import FORMAT_VERSION, Holder, Leases, TableKey, live_runs, this_process
-from extractor.lists import Pieces, cut, cut_growing, encoded, pair_of, recent_items, sha256
+from extractor.lists import (
+    Pieces,
+    can_stand_apart,
+    cut,
+    cut_growing,
+    encoded,
+    pair_of,
+    recent_items,
+    sha256,
+    with_recent,
+)
 from extractor.store import SCRATCH, Store, StoredFile, StoreMissing
 
 if TYPE_CHECKING:
@@ -73,6 +83,7 @@ _REBASES = 100
 _TABLES_APART = 8
 """So many tables stand in every entry; of more only those do that differ from a list which entries share."""
 _BASES_OPEN = 4
+_FILES_READ = 256
 _DEBRIS_SECONDS = 86_400
 
 
@@ -251,8 +262,8 @@ def publish(store: Store, log: CommitLog, entry: LogEntry, *, beat: Callable[[],
         moved += _publish_replaced(store, log, entry, beat)
     staged = _staged(store, entry.run_id)
     if staged:
-        for state in _changed_states(log, entry):
-            moved += _publish_files(store, entry.run_id, state.files, staged)
+        for paths in _changed_paths(log, entry):
+            moved += _publish_files(store, entry.run_id, paths, staged)
     _write_hint(store, log)
     if entry.is_final:
         store.delete_folder(f"{_STAGING}/{entry.run_id}")
@@ -333,6 +344,7 @@ class CommitLog:
         self._store = store
         self.folds = Folds(store)
         self._bases: OrderedDict[str, Mapping[TableKey, TableRef]] = OrderedDict()
+        self._files_read: OrderedDict[str, tuple[DataFile, ...]] = OrderedDict()
 
     def newest(self) -> LogEntry | None:
         """The newest entry, None if there is none yet; reads two entries at most.
@@ -409,6 +421,10 @@ class CommitLog:
         near = entry.sequence
         content = self.read_list(reference.digest, near)
         columns = cast(list[Mapping[str, object]], self.read_list(str(content["columns"]), near)["columns"])
+        files = tuple(_file_of(path, value) for path, value in self._items(content["files"], near))
+        self._files_read[reference.digest] = files
+        while len(self._files_read) > _FILES_READ:
+            self._files_read.popitem(last=False)
         return TableState(
             table=table,
             account=account,
@@ -416,7 +432,7 @@ class CommitLog:
             status=reference.status,
             reason=reference.reason,
             rows=reference.rows,
-            files=tuple(_file_of(path, value) for path, value in self._items(content["files"], near)),
+            files=files,
             columns=tuple(columns),
             state=dict(self._items(content["state"], near)),
             run_id=reference.run_id,
@@ -424,6 +440,18 @@ class CommitLog:
             snapshot_at=reference.snapshot_at,
             content=reference.content,
         )
+
+    def files_read(self, digest: str) -> tuple[DataFile, ...]:
+        """The files of a table as `state_of` gave them, if it did lately; else none."""
+        return self._files_read.get(digest, ())
+
+    def paths_since(self, reference: TableRef, earlier: TableRef | None, near: int) -> set[str]:
+        """The paths in the pieces of a table's list of files that are not those of an earlier one."""
+        part = self.read_list(reference.digest, near)["files"]
+        _, leaves = self._nodes(part)
+        if earlier is not None and leaves:
+            leaves -= self._nodes(self.read_list(earlier.digest, near)["files"])[1]
+        return self._keys(part, leaves)
 
     def replacements(self, entry: LogEntry) -> Mapping[str, tuple[str, ...]]:
         """The paths of the files that `entry` removed, each with those that hold its rows now."""
@@ -713,11 +741,18 @@ def _write_state(
     before: Mapping[str, object] = {}
     if update.expected is not None:
         before = log.read_list(update.expected.digest)
-    files = sorted(((file.path, _file_value(file)) for file in state.files), key=lambda pair: pair[0])
-    file_list = cut_growing(files, before.get("files"), staged)
+    added = _added_files(log, update)
+    if added is None:
+        files = sorted(((file.path, _file_value(file)) for file in state.files), key=lambda pair: pair[0])
+        file_list = cut_growing(files, before.get("files"), staged)
+        new = _new_keys(log, before.get("files"), file_list)
+    else:
+        values = [(file.path, _file_value(file)) for file in added]
+        file_list = Pieces(part=with_recent(before["files"], values), contents={}, leaves={})
+        new = {file.path for file in added}
     state_list = cut(sorted(state.state.items()))
-    sizes = {file.path: file.size_bytes for file in state.files}
-    for path in sorted(_new_keys(log, before.get("files"), file_list)):
+    sizes = {file.path: file.size_bytes for file in state.files if file.path in new}
+    for path in sorted(new):
         found = staged.get(path) or store.stat(path)
         if found is None or found.size_bytes != sizes[path]:
             raise LakeError(
@@ -747,13 +782,28 @@ def _write_state(
         reason=state.reason,
         rows=state.rows,
         files=len(state.files),
-        size_bytes=sum(sizes.values()),
-        folder=_common_run_folder(sizes),
+        size_bytes=sum(file.size_bytes for file in state.files),
+        folder=_common_run_folder(file.path for file in state.files),
         run_id=state.run_id,
         proved_by=state.proved_by,
         snapshot_at=state.snapshot_at,
         content=state.content,
     )
+
+
+def _added_files(log: CommitLog, update: Update) -> Sequence[DataFile] | None:
+    """The files that came to those that the table had, where that is known without comparing lists and they are
+    few: a long list is then neither read nor cut again.
+    """
+    if update.expected is None:
+        return None
+    known = log.files_read(update.expected.digest)
+    added = update.state.files[len(known) :] if known else ()
+    # The very objects that were read, so that this compares no more than their places.
+    if not known or update.state.files[: len(known)] != known:
+        return None
+    before = log.read_list(update.expected.digest)["files"]
+    return added if can_stand_apart(before, len(added)) else None
 
 
 def _new_keys(log: CommitLog, before: object, pieces: Pieces) -> set[str]:
@@ -987,18 +1037,17 @@ def _staged(store: Store, run_id: str) -> dict[str, StoredFile]:
     return {stored.path.removeprefix(start): stored for stored in store.list(start)}
 
 
-def _changed_states(log: CommitLog, entry: LogEntry) -> Iterator[TableState]:
+def _changed_paths(log: CommitLog, entry: LogEntry) -> Iterator[list[str]]:
+    """Table by table the files that were not there before the entry, or may not have been."""
     before = log.read(entry.sequence - 1).tables if entry.sequence > 1 else {}
     for key, reference in sorted(entry.tables.items()):
         earlier = before.get(key)
         if reference.files and (earlier is None or earlier.digest != reference.digest):
-            yield log.state_of(entry, *key)
+            yield sorted(log.paths_since(reference, earlier, entry.sequence))
 
 
-def _publish_files(
-    store: Store, run_id: str, files: Sequence[DataFile], staged: Mapping[str, StoredFile]
-) -> int:
-    committed = [file.path for file in files if file.path in staged]
+def _publish_files(store: Store, run_id: str, paths: Sequence[str], staged: Mapping[str, StoredFile]) -> int:
+    committed = [path for path in paths if path in staged]
     by_folder: dict[str, list[str]] = {}
     for path in committed:
         by_folder.setdefault(path.rpartition("/")[0], []).append(path)
@@ -1052,10 +1101,12 @@ def _write_hint(store: Store, log: CommitLog) -> None:
 
 
 def _common_run_folder(paths: Iterable[str]) -> str:
-    folders = {path.rpartition("/")[0] for path in paths}
-    if len(folders) != 1:
-        return ""
-    folder = folders.pop()
+    folder = ""
+    for path in paths:
+        here = path.rpartition("/")[0]
+        if folder and here != folder:
+            return ""
+        folder = here
     return folder if folder.rpartition("/")[2].startswith("run=") else ""
 
 

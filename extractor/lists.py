@@ -14,7 +14,17 @@ from typing import cast
 
 import orjson
 
-__all__ = ("Pieces", "cut", "cut_growing", "encoded", "pair_of", "recent_items", "sha256")
+__all__ = (
+    "Pieces",
+    "can_stand_apart",
+    "cut",
+    "cut_growing",
+    "encoded",
+    "pair_of",
+    "recent_items",
+    "sha256",
+    "with_recent",
+)
 
 _INLINE_ITEMS = 24
 _INLINE_BYTES = 24_000
@@ -78,6 +88,18 @@ def cut_growing(items: Sequence[tuple[str, object]], before: object, fresh: Coll
                 pieces, part=inner, leaves={**pieces.leaves, "": frozenset(key for key, _ in apart)}
             )
     return cut(items)
+
+
+def can_stand_apart(before: object, count: int) -> bool:
+    """True where a list is long, and so many more items may still stand apart from its pieces."""
+    part = cast(Mapping[str, object], before)
+    return "tree" in part and len(cast(list[object], part.get("recent", []))) + count <= _RECENT
+
+
+def with_recent(before: object, items: Sequence[tuple[str, object]]) -> Mapping[str, object]:
+    """The root of a list that has got these items, which stand apart."""
+    apart = sorted([*recent_items(before), *items], key=lambda item: item[0])
+    return {**cast(Mapping[str, object], before), **({"recent": apart} if apart else {})}
 
 
 def recent_items(part: object) -> Iterator[tuple[str, object]]:

@@ -107,15 +107,29 @@ def add_runs(store: Store, count: int, *, tables: int = 0) -> list[LogEntry]:
     return entries
 
 
+def copied(store: Store, into: MemoryStore | None = None) -> MemoryStore:
+    copy = into or MemoryStore()
+    for stored in store.list(""):
+        copy.put(stored.path, store.read(stored.path))
+    return copy
+
+
 def paths(store: Store, folder: str) -> list[str]:
     return [stored.path for stored in store.list(folder)]
 
 
 @pytest.fixture(scope="module")
-def folded() -> tuple[MemoryStore, list[LogEntry]]:
-    """A lake of two folds, to be read only."""
+def almost() -> tuple[MemoryStore, list[LogEntry]]:
+    """A lake before its first fold, to be read only."""
     store = MemoryStore()
-    return store, add_runs(store, 3 * FOLD_ENTRIES)
+    return store, add_runs(store, 2 * FOLD_ENTRIES - 1)
+
+
+@pytest.fixture(scope="module")
+def folded(almost: tuple[MemoryStore, list[LogEntry]]) -> tuple[MemoryStore, list[LogEntry]]:
+    """A lake of two folds, to be read only."""
+    store = copied(almost[0])
+    return store, [*almost[1], *add_runs(store, FOLD_ENTRIES + 1)]
 
 
 def test_a_number_belongs_to_the_fold_that_ends_behind_it() -> None:
@@ -183,16 +197,10 @@ def test_the_newest_entry_is_found_without_listing_the_log(
     assert asked == ["read latest.json", "exists", "exists", "exists", "read log", "read log"]
 
 
-def copied(store: Store) -> MemoryStore:
-    copy = MemoryStore()
-    for stored in store.list(""):
-        copy.put(stored.path, store.read(stored.path))
-    return copy
-
-
-def test_a_crash_while_folding_loses_nothing_and_the_next_run_ends_it() -> None:
-    before = MemoryStore()
-    add_runs(before, 2 * FOLD_ENTRIES - 1)
+def test_a_crash_while_folding_loses_nothing_and_the_next_run_ends_it(
+    almost: tuple[MemoryStore, list[LogEntry]],
+) -> None:
+    before = almost[0]
     whole = copied(before)
     whole.steps = 0
     add_runs(whole, 1)
@@ -221,21 +229,25 @@ def test_a_crash_while_folding_loses_nothing_and_the_next_run_ends_it() -> None:
         assert len(list(CommitLog(store).entries())) == len(found) + 3
 
 
-def test_a_writer_that_slept_does_not_commit_under_a_folded_number() -> None:
+def test_a_writer_that_slept_does_not_commit_under_a_folded_number(
+    almost: tuple[MemoryStore, list[LogEntry]],
+) -> None:
     class Sleeping(MemoryStore):
-        """Just before entry 6 is put, hundreds of others come in, and are folded."""
+        """Just before entry 512 is put, hundreds of others come in, and are folded."""
 
         is_awake = True
 
         def put_if_absent(self, path: str, content: bytes) -> bool:
-            if path.endswith(f"{6:020d}.json") and self.is_awake:
+            if path.endswith(f"{2 * FOLD_ENTRIES:020d}.json") and self.is_awake:
                 self.is_awake = False
-                add_runs(self, 3 * FOLD_ENTRIES)
+                add_runs(self, FOLD_ENTRIES + 1)
                 assert not self.exists(path)
             return super().put_if_absent(path, content)
 
     store = Sleeping()
-    add_runs(store, 5)
+    store.is_awake = False
+    copied(almost[0], store)
+    store.is_awake = True
     log = CommitLog(store)
     newest = log.newest()
     assert newest is not None
@@ -247,12 +259,12 @@ def test_a_writer_that_slept_does_not_commit_under_a_folded_number() -> None:
         updates=[Update(table="other", account="default", state=table("other", "late"), expected=None)],
         summary={},
         source={},
-        started_at=NOON,
-        clock=Minutes(6),
+        started_at=Minutes(2 * FOLD_ENTRIES).now(),
+        clock=Minutes(2 * FOLD_ENTRIES),
         leases=None,
     )
 
-    assert late.sequence == 3 * FOLD_ENTRIES + 6
+    assert late.sequence == 3 * FOLD_ENTRIES + 1
     assert [entry.run_id for entry in CommitLog(store).entries()][-1] == "late"
     assert len({entry.run_id for entry in CommitLog(store).entries()}) == late.sequence
 
