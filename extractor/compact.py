@@ -20,7 +20,15 @@ from extractor.endpoint import Endpoint
 from extractor.errors import ConfigError, LakeError
 from extractor.mergesort import ROWS_HELD, read_tables, sorted_groups
 from extractor.rowsum import RowSum, sum_rows
-from extractor.upkeep import Change, Upkeep, UpkeepReport, chosen_tables, sum_files, union_schema
+from extractor.upkeep import (
+    Change,
+    Upkeep,
+    UpkeepReport,
+    chosen_tables,
+    column_order,
+    sum_files,
+    union_schema,
+)
 from extractor.write import DataFile, OpenFile, open_file
 
 __all__ = ("Merge", "compact", "plan_merges")
@@ -65,11 +73,12 @@ def compact(
     chosen = chosen_tables(entry, tables, up.store.uri)
     with up.at_work():
         for key in chosen:
-            merges = (
-                plan_merges(up.log.state_of(entry, *key), target_bytes) if entry.tables[key].files > 1 else []
-            )
+            if entry.tables[key].files < 2:
+                continue
+            state = up.log.state_of(entry, *key)
+            merges = plan_merges(state, target_bytes)
             if merges:
-                writer = _Merger(up, entry, endpoints.get(key[0]), target_bytes, rows_held)
+                writer = _Merger(up, entry, state, endpoints.get(key[0]), target_bytes, rows_held)
                 _commit(up, key, [writer.merge(merge) for merge in merges])
     return up.report()
 
@@ -96,9 +105,16 @@ class _Merger:
     """Writes the merged files of one table into staging."""
 
     def __init__(
-        self, up: Upkeep, entry: LogEntry, endpoint: Endpoint | None, target_bytes: int, rows_held: int
+        self,
+        up: Upkeep,
+        entry: LogEntry,
+        state: TableState,
+        endpoint: Endpoint | None,
+        target_bytes: int,
+        rows_held: int,
     ) -> None:
         self._up = up
+        self._order = column_order(state)
         self._entry = entry
         self._endpoint = endpoint
         self._is_sorted = endpoint is not None and endpoint.sync.kind == "append"
@@ -110,7 +126,7 @@ class _Merger:
         """The new files of one partition, staged, with the very rows of the old ones."""
         store = self._up.store
         places = [self._up.lake.locate(file.path, self._entry) for file in merge.sources]
-        schema = union_schema(store, places)
+        schema = union_schema(store, places, self._order)
         self._before = RowSum()
         files: list[DataFile] = []
         opened: OpenFile | None = None

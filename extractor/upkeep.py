@@ -30,15 +30,16 @@ from extractor.commit import (
     roll_forward,
 )
 from extractor.config import Config
+from extractor.endpoint import Endpoint
 from extractor.errors import ConfigError, LakeBusy
 from extractor.lake import Lake
 from extractor.mergesort import read_tables
 from extractor.rowsum import RowSum, sum_rows
-from extractor.schema import META_COLUMNS
+from extractor.schema import META_COLUMNS, plan_schema
 from extractor.store import Store
 from extractor.write import DataFile
 
-__all__ = ("Change", "Upkeep", "UpkeepReport", "chosen_tables", "sum_files", "union_schema")
+__all__ = ("Change", "Upkeep", "UpkeepReport", "chosen_tables", "column_order", "sum_files", "union_schema")
 
 _BUSY_SECONDS = 0.2
 _SAY_SECONDS = 5.0
@@ -211,8 +212,13 @@ def chosen_tables(entry: LogEntry, names: Sequence[str], lake: str) -> list[Tabl
     )
 
 
-def union_schema(store: Store, places: Iterable[str]) -> pa.Schema:
-    """The columns of all the files: those of the widest, then what others have, then the run's own."""
+def column_order(state: TableState) -> tuple[str, ...]:
+    """The names of a table's columns in the order in which they stand in its files."""
+    return tuple(plan_schema(Endpoint(name=state.table, path="/"), state.columns).arrow.names)
+
+
+def union_schema(store: Store, places: Iterable[str], order: Sequence[str]) -> pa.Schema:
+    """The columns of all the files, in this order as far as it goes, the run's own last."""
     schemas = []
     for place in places:
         with store.open_input(place) as stream:
@@ -225,8 +231,10 @@ def union_schema(store: Store, places: Iterable[str]) -> pa.Schema:
         column if all(name in schema.names for schema in schemas) else column.with_nullable(True)
         for name, column in fields.items()
     ]
-    own = [column for column in columns if column.name in META_COLUMNS]
-    return pa.schema([*(column for column in columns if column.name not in META_COLUMNS), *own])
+    own = {name: number for number, name in enumerate(META_COLUMNS)}
+    known = {name: number for number, name in enumerate(order)}
+    columns.sort(key=lambda column: (own.get(column.name, -1), known.get(column.name, len(known))))
+    return pa.schema(columns)
 
 
 def sum_files(store: Store, places: Sequence[str], schema: pa.Schema, *, rows_max: int) -> RowSum:
