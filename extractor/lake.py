@@ -174,6 +174,14 @@ class Lake:
 
     def _missing(self, path: str, entry: LogEntry) -> LakeError:
         run_id = self._newest_whole_run(entry)
+        for later in self.log.backwards():
+            if later.sequence <= entry.sequence:
+                break
+            if path in self.log.replacements(later):
+                return LakeError(
+                    f"data file {path} of lake {self.store.uri} was dropped by run {later.run_id} on "
+                    f"{later.committed_at:%Y-%m-%d}; --as-of {run_id or later.run_id} reads the newest whole run"
+                )
         remedy = f"--as-of {run_id} reads the newest whole run" if run_id else "restore it from a copy"
         return LakeError(f"data file {path} is nowhere in lake {self.store.uri}; {remedy}")
 
