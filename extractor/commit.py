@@ -258,7 +258,7 @@ def publish(store: Store, log: CommitLog, entry: LogEntry, *, beat: Callable[[],
     After the last entry of a run its staging is removed. Sometimes old entries are folded in passing.
     """
     moved = 0
-    if entry.replaced and store.exists(staged_path(entry.run_id, _marker(entry.replaced))):
+    if entry.replaced and _is_waiting(store, entry):
         moved += _publish_replaced(store, log, entry, beat)
     staged = _staged(store, entry.run_id)
     if staged:
@@ -315,7 +315,7 @@ def clean_orphans(
         if run_id in live_runs or (now - modified_at).total_seconds() < resume_seconds:
             continue
         entries = [log.read(sequence) for sequence in publishing.get(run_id, ())]
-        if any(entry.replaced for entry in entries):
+        if any(entry.replaced and _is_waiting(store, entry) for entry in entries):
             continue  # it takes the lease of its tables to finish those
         for entry in entries:
             publish(store, log, entry)
@@ -914,12 +914,17 @@ def _write_replaced(
     log: CommitLog, replaced: Mapping[str, Sequence[str]], files: Iterable[DataFile], grace_seconds: float
 ) -> str:
     new = {path for paths in replaced.values() for path in paths}
-    values = sorted((file.path, _file_value(file)) for file in files if file.path in new)
+    values = sorted({file.path: _file_value(file) for file in files if file.path in new}.items())
     return log.write_list({"replaced": replaced, "files": values, "is_kept": grace_seconds > 0})
 
 
 def _marker(replaced: str) -> str:
     return f"replaced/{replaced}"
+
+
+def _is_waiting(store: Store, entry: LogEntry) -> bool:
+    """True while files that the entry replaced are still in their places."""
+    return store.exists(staged_path(entry.run_id, _marker(entry.replaced)))
 
 
 def _tables_of(paths: Iterable[str]) -> frozenset[TableKey]:

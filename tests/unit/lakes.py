@@ -83,7 +83,7 @@ class SmallLake:
         return Lake(self.store)
 
     def upkeep(self, verb: str = "compact", *, grace_seconds: float = 3600) -> Upkeep:
-        """A call whose pauses move the clock, so that what waits for a dead process waits no longer than it must."""
+        """A call whose pauses move the clock, so that what waits for a dead process gets its turn."""
         return Upkeep(
             self.config,
             verb,
