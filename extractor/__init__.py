@@ -14,17 +14,35 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from extractor.api import __version__, extract, run, stream
+    from extractor.compaction import compact
     from extractor.config import Config, load_config
+    from extractor.erasure import erase
+    from extractor.expiry import expire
     from extractor.lake import Lake
     from extractor.report import RunReport
 
-__all__ = ("Config", "Lake", "RunReport", "__version__", "extract", "load_config", "run", "stream")
+__all__ = (
+    "Config",
+    "Lake",
+    "RunReport",
+    "__version__",
+    "compact",
+    "erase",
+    "expire",
+    "extract",
+    "load_config",
+    "run",
+    "stream",
+)
 
 _HOMES = {
     "Config": "extractor.config",
     "Lake": "extractor.lake",
     "RunReport": "extractor.report",
     "__version__": "extractor.api",
+    "compact": "extractor.compaction",
+    "erase": "extractor.erasure",
+    "expire": "extractor.expiry",
     "extract": "extractor.api",
     "load_config": "extractor.config",
     "run": "extractor.api",

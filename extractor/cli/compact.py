@@ -20,8 +20,8 @@ def compact(arguments: Arguments, tables: tuple[str, ...], target_mb: float | No
     All tables, or those named; a name may be a glob. Safe beside runs and readers.
     """
     config = arguments.load()
-    from extractor import compact as merging
+    from extractor import compaction
     from extractor.upkeep import Upkeep
 
     up = Upkeep(config, "compact", note=arguments.output.note, grace_seconds=grace_seconds(grace))
-    return write_report(arguments, merging.compact(config, tables, target_mb=target_mb, upkeep=up))
+    return write_report(arguments, compaction.compact(config, tables, target_mb=target_mb, upkeep=up))

@@ -44,12 +44,12 @@ def expire(
 
     up = Upkeep(config, "expire", note=arguments.output.note, grace_seconds=grace_seconds(grace))
     if rows is not None:
-        from extractor.erase import erase
+        from extractor.erasure import erase
 
         return write_report(arguments, erase(config, rows, conditions, is_dry_run=is_dry_run, upkeep=up))
-    from extractor import expire as expiring
+    from extractor import expiry
 
-    report = expiring.expire(
+    report = expiry.expire(
         config, tables, keep_last=keep_last, older_than=older_than, is_dry_run=is_dry_run, upkeep=up
     )
     return write_report(arguments, report)

@@ -49,7 +49,7 @@ def _cells(run: RunRow) -> tuple[str, ...]:
 
     started = f"{run.started_at:%Y-%m-%d %H:%M:%S}"
     if "tables" not in run.summary:
-        return run.run_id, run.status, "", started, "", "", "", "", "", ""
+        return run.run_id, str(run.summary.get("verb", run.status)), "", started, "", "", "", "", "", ""
     report = report_from_json(run.summary)
     complete = sum(table.status == "complete" for table in report.tables)
     selected = sum(table.status != "skipped" for table in report.tables)

@@ -37,12 +37,12 @@ from extractor.commit import (
     publish,
     roll_forward,
 )
-from extractor.compact import compact
+from extractor.compaction import compact
 from extractor.config import Config, load_config
 from extractor.decode.json import decode_rows
 from extractor.decode.openmetrics import read_metrics
 from extractor.events import Event
-from extractor.expire import expire
+from extractor.expiry import expire
 from extractor.fetch import Request, Response
 from extractor.lake import Lake
 from extractor.lane import InlineExecutor
@@ -269,7 +269,7 @@ class Month:
         self.commit_seconds.append(ended - moments["TableFinished"])
 
     def run_bare(self) -> None:
-        """As `run`, without reading and without looking for samples that came before: only files, and the commit."""
+        """As `run`, without reading and without looking for samples that came before: files and the commit."""
         self.clock.idle_seconds = max(self.clock.idle_seconds, self.runs * STEP.total_seconds())
         number, began, now = self.runs, time.perf_counter(), self.clock.now()
         log = CommitLog(self.store)

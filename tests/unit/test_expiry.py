@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from extractor.commit import CommitLog, Leases, clean_orphans, roll_forward
-from extractor.compact import compact
+from extractor.compaction import compact
 from extractor.errors import ConfigError, LakeError
-from extractor.expire import expire
+from extractor.expiry import expire
 from extractor.store import Store
 from extractor.stores.local import LocalStore
 from extractor.stores.memory import MemoryStore, PowerLost

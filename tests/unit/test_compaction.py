@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from extractor.commit import CommitLog, Leases, clean_orphans, roll_forward
-from extractor.compact import compact
+from extractor.compaction import compact
 from extractor.errors import ConfigError, LakeError
 from extractor.lake import Lake
 from extractor.store import Store

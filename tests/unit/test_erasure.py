@@ -9,8 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from extractor.commit import CommitLog, Leases, clean_orphans
-from extractor.compact import compact
-from extractor.erase import erase
+from extractor.compaction import compact
+from extractor.erasure import erase
 from extractor.errors import ConfigError
 from extractor.store import Store
 from extractor.stores.local import LocalStore
