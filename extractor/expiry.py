@@ -18,7 +18,8 @@ from extractor.catalog import load_catalog
 from extractor.commit import LogEntry, TableKey, TableState
 from extractor.config import Config, parse_duration
 from extractor.errors import ConfigError
-from extractor.past import Snapshot, is_event_file, snapshots
+from extractor.lake import is_event_file
+from extractor.past import Snapshot, snapshots
 from extractor.upkeep import Change, Upkeep, UpkeepReport, chosen_tables
 from extractor.write import DataFile, open_file
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from extractor.write import DataFile
 
-__all__ = ("FileRow", "Lake", "LakeTable", "RunRow")
+__all__ = ("FileRow", "Lake", "LakeTable", "RunRow", "is_event_file")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,6 +52,8 @@ class FileRow:
     size_bytes: int
     sha256: str
     partition: tuple[tuple[str, str], ...]
+    where: str = ""
+    """As SQL, which of its rows belong to the state; empty if all do. A merged file holds later ones too."""
 
 
 class Lake:
@@ -87,13 +89,15 @@ class Lake:
             raise ConfigError(f"run {as_of} may be {' or '.join(list(begun)[:3])}; give more of its name")
         raise ConfigError(f"no run {as_of} in lake {self.store.uri}{_nearest(as_of, names)}")
 
-    def runs(self) -> list[RunRow]:
-        """Every run, in the order of their last entries."""
-        last: dict[str, RunRow] = {}
+    def runs(self, last: int | None = None) -> list[RunRow]:
+        """Every run, or the `last` ones, in the order of their last entries."""
+        found: dict[str, RunRow] = {}
         for entry in self.log.backwards():
-            if entry.run_id not in last:
-                last[entry.run_id] = _run_row(entry)
-        return list(reversed(last.values()))
+            if entry.run_id not in found:
+                if last is not None and len(found) >= last:
+                    break
+                found[entry.run_id] = _run_row(entry)
+        return list(reversed(found.values()))
 
     def run(self, name: str) -> RunRow:
         """One run. Arguments and errors as of `entry`."""
@@ -115,6 +119,7 @@ class Lake:
         """The data files of the state, by table, account and path. Errors as of `table`."""
         entry = self.entry(as_of)
         merges = self._merges(entry)
+        later = self._later_runs(entry) if merges else []
         names = [table] if table is not None else _table_names(entry)
         return [
             FileRow(
@@ -125,11 +130,22 @@ class Lake:
                 size_bytes=file.size_bytes,
                 sha256=file.sha256,
                 partition=file.partition,
+                where=self._where(table, file, later),
             )
             for name in names
-            for state in self._table(name, None, entry, merges).states
+            for table in [self._table(name, None, entry, merges)]
+            for state in table.states
             for file in state.files
         ]
+
+    def _where(self, table: LakeTable, file: DataFile, later: Sequence[str]) -> str:
+        """The condition on rows of a merged file, by the runs that are in or by those that are out: the fewer."""
+        if table.committed_runs is None or not is_event_file(file):
+            return ""
+        is_shorter = len(later) < len(table.committed_runs)
+        runs = later if is_shorter else sorted(table.committed_runs)
+        names = ", ".join(f"'{run}'" for run in runs)
+        return f"_run_id {'NOT IN' if is_shorter else 'IN'} ({names})" if runs else ""
 
     def locate(self, path: str, entry: LogEntry) -> str:
         """Where in the store the data file is now. Raises: LakeError if nowhere, naming a whole run."""
@@ -137,6 +153,18 @@ class Lake:
             if self.store.exists(place):
                 return place
         raise self._missing(path, entry)
+
+    def _later_runs(self, entry: LogEntry) -> list[str]:
+        """The runs whose rows came after an entry, in their order; not those of before that went on."""
+        later: dict[str, None] = {}
+        for found in self.log.backwards():
+            if found.sequence <= entry.sequence:
+                break
+            later.setdefault(found.run_id)
+        if later:
+            for found in self.log.backwards(entry):
+                later.pop(found.run_id, None)
+        return sorted(later)
 
     def _merges(self, entry: LogEntry) -> list[LogEntry]:
         """The later entries that exchanged files, oldest first."""
@@ -166,7 +194,7 @@ class Lake:
             replacements = self.log.replacements(later)
             followed = [_replaced(self.log, later, replacements, state) for state in followed]
         committed_runs = None
-        if followed != states:
+        if followed != states and any(is_event_file(file) for state in followed for file in state.files):
             # A merged file also holds rows that came later.
             committed_runs = frozenset(earlier.run_id for earlier in self.log.backwards(entry))
         publishing = tuple(dict.fromkeys(run_id for found in (entry, *merges) for run_id in found.publishing))
@@ -391,6 +419,11 @@ def _replaced(
 def _is_written_by(path: str, run_id: str) -> bool:
     folder, _, name = path.rpartition("/")
     return name.startswith(f"{run_id}-") or folder.endswith(f"/run={run_id}")
+
+
+def is_event_file(file: DataFile) -> bool:
+    """True for a file of rows that are added once, under `event_date=`."""
+    return any(name == "event_date" for name, _ in file.partition)
 
 
 def _table_names(entry: LogEntry) -> list[str]:

@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from extractor.commit import CommitLog, LogEntry, TableKey
+from extractor.lake import is_event_file
 from extractor.write import DataFile
 
-__all__ = ("Snapshot", "is_event_file", "live_files", "snapshots")
+__all__ = ("Snapshot", "live_files", "snapshots")
 
 
 @dataclass(slots=True, kw_only=True)
@@ -22,11 +23,6 @@ class Snapshot:
     ended_at: datetime | None
     """When another one took its place; None while it is current."""
     files: dict[str, DataFile] = field(default_factory=dict)
-
-
-def is_event_file(file: DataFile) -> bool:
-    """True for a file of rows that are added once, under `event_date=`."""
-    return any(name == "event_date" for name, _ in file.partition)
 
 
 def snapshots(log: CommitLog, newest: LogEntry, keys: Sequence[TableKey]) -> dict[TableKey, list[Snapshot]]:

@@ -280,7 +280,9 @@ class OpenFile:
         # Parquet's writer gives many small pieces.
         self._stream = pa.BufferedOutputStream(pa.PythonFile(self._sink, mode="w"), _BUFFER_BYTES)
         self._writer = pq.ParquetWriter(
-            self._stream, self.schema, **writer_options(first, compression=compression, is_compacted=is_compacted)
+            self._stream,
+            self.schema,
+            **writer_options(first, compression=compression, is_compacted=is_compacted),
         )
 
     @property

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import click
+
 from extractor.cli.arguments import Arguments, verb
 from extractor.cli.layout import bytes_text, columns_text, seconds_text
 
@@ -17,12 +19,13 @@ _NUMBERS = frozenset({"exit", "time", "tables", "rows", "files", "size", "reques
 
 
 @verb("runs", example="skysql-extract runs --lake lake --json")
-def runs(arguments: Arguments) -> int:
+@click.option("--last", type=click.IntRange(1), metavar="N", help="Only the newest N.")
+def runs(arguments: Arguments, last: int | None) -> int:
     """List the past runs of a lake, the newest last."""
     uri = arguments.load().lake.uri
     from extractor.lake import Lake
 
-    found = Lake(uri).runs()
+    found = Lake(uri).runs(last)
     if arguments.is_json:
         arguments.output.write_json([run_json(run) for run in found])
     elif found:

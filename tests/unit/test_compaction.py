@@ -219,6 +219,20 @@ def test_a_row_that_changes_on_the_way_stops_it(tmp_path: Path, watch: Watch) ->
     assert lake.hidden("staging") == []
 
 
+def test_the_condition_on_rows_of_merged_files_is_told(lake: SmallLake) -> None:
+    fill(lake, 4)
+    assert {row.where for row in lake.lake.files(as_of="r2")} == {""}
+
+    report = compact(lake.config, upkeep=lake.upkeep())
+
+    def conditions(run: str) -> dict[str, str]:
+        return {row.table: row.where for row in lake.lake.files(as_of=run)}
+
+    assert conditions("r0") == {"metrics": "_run_id IN ('r0')", "services": ""}
+    assert conditions("r2") == {"metrics": f"_run_id NOT IN ('{report.run_id}', 'r3')", "services": ""}
+    assert conditions("latest") == {"metrics": "", "services": ""}
+
+
 # Beside others.
 
 
