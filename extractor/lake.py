@@ -423,7 +423,7 @@ def _is_written_by(path: str, run_id: str) -> bool:
 
 def is_event_file(file: DataFile) -> bool:
     """True for a file of rows that are added once, under `event_date=`."""
-    return any(name == "event_date" for name, _ in file.partition)
+    return "/event_date=" in file.path
 
 
 def _table_names(entry: LogEntry) -> list[str]:

@@ -87,6 +87,7 @@ class Leases:
         self._store = store
         self._clock = clock
         self._stale_seconds = stale_seconds
+        self._number = 0
         self._mine = _Lease(
             token=token or secrets.token_hex(16),
             run_id=run_id,
@@ -114,12 +115,13 @@ class Leases:
                 number, leases = _read_leases(self._store)
                 kept = [lease for lease in leases if lease.token != mine.token and self._keeps(lease)]
                 if _put_leases(self._store, number + 1, [*kept, mine]):
+                    self._number = number + 1
                     return
             raise LakeBusy(
                 f"cannot lease tables of lake {self._store.uri}: other runs were always first; run again",
                 is_brief=True,
             )
-        except LakeBusy:
+        except LakeError:  # a list that may have been put all the same names a holder without a sign of life
             self._store.delete(_beat_path(mine.token))
             raise
 
@@ -133,10 +135,18 @@ class Leases:
         return any(lease.token == self._mine.token for lease in leases)
 
     def check(self) -> None:
-        """Return if they are still held. Raises: LakeBusy, naming the run that took them."""
-        _, leases = _read_leases(self._store)
+        """Return if they are still held.
+
+        Raises: LakeBusy, naming the run that took them; LakeError if the lake was removed meanwhile.
+        """
+        number, leases = _read_leases(self._store)
         if any(lease.token == self._mine.token for lease in leases):
             return
+        if number < self._number:
+            raise LakeError(
+                f"the leases in lake {self._store.uri} are gone: it was removed or replaced during the run; "
+                "nothing was committed, run again"
+            )
         others = [lease for lease in leases if set(lease.tables) & set(self._mine.tables)]
         taker = (
             f"run {others[0].run_id} took them over" if others else "another run took them over and has ended"
@@ -148,12 +158,15 @@ class Leases:
 
     def release(self) -> None:
         """Hold nothing; what another run has taken over stays with it."""
-        for _ in range(_REBASES):
-            number, leases = _read_leases(self._store)
-            kept = [lease for lease in leases if lease.token != self._mine.token]
-            if len(kept) == len(leases) or _put_leases(self._store, number + 1, kept):
-                break
-        self._store.delete(_beat_path(self._mine.token))
+        try:
+            for _ in range(_REBASES):
+                number, leases = _read_leases(self._store)
+                kept = [lease for lease in leases if lease.token != self._mine.token]
+                if len(kept) == len(leases) or _put_leases(self._store, number + 1, kept):
+                    break
+        finally:
+            # Where nothing more can be written, this alone frees the tables: a holder without it is silent.
+            self._store.delete(_beat_path(self._mine.token))
 
     def _keeps(self, lease: _Lease) -> bool:
         """Whether another's lease stays beside this one. Raises: LakeBusy if it stands in the way."""
