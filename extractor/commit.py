@@ -1026,10 +1026,15 @@ def _make_fold(store: Store, log: CommitLog, end: int) -> Fold:
 
 def _gaps(numbers: Collection[int], folded: Collection[int]) -> list[int]:
     """The numbers that are missing before the newest one, unless a fold has them."""
-    there = {*numbers}
-    for last in folded:
-        there.update(range(last - FOLD_ENTRIES + 1, last + 1))
-    return sorted(set(range(1, max(there, default=0))).difference(there))
+    newest = max((*numbers, *folded), default=0)
+    there = frozenset(numbers)
+    return [
+        number
+        for end in range(FOLD_ENTRIES, newest + FOLD_ENTRIES, FOLD_ENTRIES)
+        if end not in folded
+        for number in range(end - FOLD_ENTRIES + 1, min(end, newest) + 1)
+        if number not in there
+    ]
 
 
 def _has_staging(store: Store, run_id: str) -> bool:

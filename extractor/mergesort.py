@@ -20,8 +20,8 @@ from extractor.store import Output, Store
 
 __all__ = ("BYTES_MAX", "ROWS_HELD", "read_tables", "sorted_groups")
 
-ROWS_HELD = 491_520
-"""Rows in memory at once, at most: four row groups of a run's files."""
+ROWS_HELD = 245_760
+"""Rows in memory at once, at most: two row groups of a run's files."""
 BYTES_MAX = 128 << 20
 """Bytes of them as they are read, about."""
 

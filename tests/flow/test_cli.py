@@ -32,7 +32,20 @@ from extractor.errors import (
     SourceUnreachable,
 )
 
-VERBS = ("run", "demo", "init", "plan", "check", "catalog", "runs", "show", "files", "sandbox")
+VERBS = (
+    "run",
+    "demo",
+    "init",
+    "plan",
+    "check",
+    "catalog",
+    "runs",
+    "show",
+    "files",
+    "compact",
+    "expire",
+    "sandbox",
+)
 KEY = "skysql.1zzz.ab12cd34." + "Q7" * 18 + ".0a1b2c3d"
 
 
