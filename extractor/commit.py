@@ -284,7 +284,8 @@ def roll_forward(store: Store, log: CommitLog, leases: Leases | None = None) -> 
         if not _staged(store, run_id):
             continue
         entries = [log.read(sequence) for sequence in sequences]
-        if not all(_may_publish(log, entry, leases) for entry in entries):
+        entries = [entry for entry in entries if _may_publish(store, log, entry, leases)]
+        if not entries:
             continue
         moved = sum(publish(store, log, entry) for entry in entries)
         if moved or entries[-1].is_final:
@@ -935,8 +936,8 @@ def _tables_of(paths: Iterable[str]) -> frozenset[TableKey]:
     )
 
 
-def _may_publish(log: CommitLog, entry: LogEntry, leases: Leases | None) -> bool:
-    if not entry.replaced:
+def _may_publish(store: Store, log: CommitLog, entry: LogEntry, leases: Leases | None) -> bool:
+    if not entry.replaced or not _is_waiting(store, entry):
         return True
     return leases is not None and leases.tables >= _tables_of(log.replacements(entry))
 
@@ -982,10 +983,10 @@ def _graces(
 
 
 def _remove_old(store: Store, log: CommitLog, newest: LogEntry) -> None:
-    """Remove the files whose grace is over; the one that the log names goes last."""
+    """Remove the files whose grace is over; the one that the log names goes last, so that it stands for all."""
     now = store.now()
     for number, (until, path) in newest.graces.items():
-        if datetime.fromisoformat(until) <= now and store.exists(old_path(path)):
+        if datetime.fromisoformat(until) <= now:
             paths = sorted(log.replacements(log.read(int(number))))
             store.delete_files([old_path(other) for other in paths if other != path])
             store.delete(old_path(path))

@@ -31,7 +31,7 @@ from extractor.commit import (
 )
 from extractor.config import Config
 from extractor.endpoint import Endpoint
-from extractor.errors import ConfigError, LakeBusy
+from extractor.errors import ConfigError, LakeBusy, LakeError
 from extractor.lake import Lake
 from extractor.mergesort import read_tables
 from extractor.rowsum import RowSum, sum_rows
@@ -195,7 +195,13 @@ class Upkeep:
         )
         self.changes.append(change)
         self.paths.extend(replaced)
-        publish(self.store, self.log, entry, beat=leases.beat)
+        try:
+            publish(self.store, self.log, entry, beat=leases.beat)
+        except LakeError as error:
+            raise LakeError(
+                f"{self.verb} of {change.name} is committed, but publishing was cut off: {error.message}; "
+                "the next run or verb on that table finishes it"
+            ) from error
         return entry
 
 

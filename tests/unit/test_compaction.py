@@ -356,6 +356,46 @@ def test_a_crash_at_any_step_loses_nothing_and_the_next_verb_ends_it(
     assert outcomes == {(False, 4), (True, 4), (True, 3), (True, 2)}
 
 
+def test_a_cut_off_publication_is_finished_by_who_holds_the_table(tmp_path: Path, watch: Watch) -> None:
+    # The power goes as soon as it is committed.
+    lake = small_lake(MemoryStore(clock=watch.now), tmp_path, watch)
+    fill(lake, 4)
+    found = lake.store
+    assert isinstance(found, MemoryStore)
+    for steps in range(10, 400):
+        found.lose_power(after_steps=steps)
+        try:
+            compact(lake.config, upkeep=lake.upkeep())
+        except PowerLost:
+            found.crash()
+        if lake.lake.entry().summary.get("verb") == "compact":
+            break
+    assert len(lake.places("metrics")) == 4
+
+    other = Leases(found, run_id="r8", clock=watch, tables=[("services", "default")])
+    assert roll_forward(found, CommitLog(found), other) == []
+    assert len(lake.places("metrics")) == 4
+    mine = Leases(found, run_id="r9", clock=watch, tables=[METRICS, ("services", "default")])
+    assert len(roll_forward(found, CommitLog(found), mine)) == 1
+
+    assert len(lake.places("metrics")) == 2
+
+
+def test_a_publication_that_fails_says_that_it_is_committed(tmp_path: Path, watch: Watch) -> None:
+    class Full(MemoryStore):
+        def exchange_folder(self, one: str, other: str) -> None:
+            raise LakeError("the disk is full; free some space and run again")
+
+    lake = small_lake(Full(clock=watch.now), tmp_path, watch)
+    fill(lake)
+
+    with pytest.raises(LakeError, match="is committed, but publishing was cut off: the disk is full"):
+        compact(lake.config, upkeep=lake.upkeep())
+
+    assert lake.lake.entry().summary["verb"] == "compact"
+    assert len(lake.ids("metrics")) == 18
+
+
 def test_a_file_that_came_while_folders_were_exchanged_is_not_lost(tmp_path: Path, watch: Watch) -> None:
     class Slow(MemoryStore):
         """The holder slept so long that it lost its lease, and a run added a file before it exchanged."""
