@@ -205,7 +205,13 @@ class Lake:
         for later in self.log.backwards():
             if later.sequence <= entry.sequence:
                 break
-            if path in self.log.replacements(later):
+            others = self.log.replacements(later).get(path)
+            if others:
+                return LakeError(
+                    f"data file {path} of lake {self.store.uri} was merged by run {later.run_id} and its grace period "
+                    "is over; read again from the newest state"
+                )
+            if others is not None:
                 return LakeError(
                     f"data file {path} of lake {self.store.uri} was dropped by run {later.run_id} on "
                     f"{later.committed_at:%Y-%m-%d}; --as-of {run_id or later.run_id} reads the newest whole run"
