@@ -23,7 +23,7 @@ LOCKED := import sys; sys.exit((sys.implementation.name, sys.platform, sys.versi
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help setup demo check lint types imports test format lock clean bench bench-memory bench-pacing runs-8640 laws laws-mutations
+.PHONY: help setup demo check lint types imports test format lock clean bench bench-memory bench-pacing runs-8640 laws laws-mutations nights backfill-year
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-14s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -71,6 +71,12 @@ laws: $(VENV)/.developed ## whole runs in 10,000 made-up worlds; LAWS_ARGS="--se
 
 laws-mutations: $(VENV)/.developed ## plant each known bug in a copy, and see that the laws find it
 	@$(BIN)/python -m tests.laws.mutations
+
+nights: $(VENV)/.developed ## thirty nights of an account that lives on, without crashes and with; NIGHTS_ARGS="--seed 2"
+	@$(BIN)/python -m tests.nights $(NIGHTS_ARGS)
+
+backfill-year: $(VENV)/.developed ## a year of notifications and log archives, killed twice, beside two nightly runs
+	@$(BIN)/python -m tests.nights.year
 
 lock: ## resolve the developers' requirements anew, into requirements/ci.txt
 	@rm -rf build/lock

@@ -1,6 +1,7 @@
 """Everything that the MariaDB SkySQL API can be read for, as Parquet that is right after any crash.
 
     report = extractor.run(extractor.load_config())
+    report = extractor.backfill("notifications", config, start=start, end=end)
     batches = extractor.stream("services", config)
     lake = extractor.Lake("lake")
 
@@ -13,7 +14,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from extractor.api import __version__, extract, run, stream
+    from extractor.api import __version__, backfill, backfill_async, extract, run, stream
     from extractor.compaction import compact
     from extractor.config import Config, load_config
     from extractor.erasure import erase
@@ -26,6 +27,8 @@ __all__ = (
     "Lake",
     "RunReport",
     "__version__",
+    "backfill",
+    "backfill_async",
     "compact",
     "erase",
     "expire",
@@ -43,6 +46,8 @@ _HOMES = {
     "compact": "extractor.compaction",
     "erase": "extractor.erasure",
     "expire": "extractor.expiry",
+    "backfill": "extractor.api",
+    "backfill_async": "extractor.api",
     "extract": "extractor.api",
     "load_config": "extractor.config",
     "run": "extractor.api",

@@ -8,21 +8,24 @@ page: where the pages of a chain can be counted, several are asked for at once.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import partial
+from itertools import repeat
+from urllib.parse import quote
 
 import anyio
 import msgspec
 import orjson
 import pyarrow as pa
+from msgspec.structs import replace
 
 from extractor.auth import Token, TokenSource
 from extractor.clock import Clock
 from extractor.config import SecretText
 from extractor.decode.json import Envelope, open_body, open_lines
-from extractor.endpoint import Endpoint
+from extractor.endpoint import Endpoint, Parent
 from extractor.errors import (
     AuthError,
     DriftRefused,
@@ -47,6 +50,9 @@ from extractor.schedule import Frontier
 __all__ = ("AccountRun", "Credential", "Ending", "Figures", "TableRun")
 
 _PROBES = 3
+
+_ParentRow = tuple[dict[str, str], tuple[tuple[str, str], ...]]
+"""What a request takes from its parent's row: parameters, and values to keep."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,7 +93,16 @@ class TableRun:
     columns: frozenset[str] = frozenset()
     is_dormant: bool = False
     """True while it is not known whether the endpoint must be asked parent by parent (`fallback_on`)."""
-    waiting: list[tuple[dict[str, str], tuple[tuple[str, str], ...]]] = field(default_factory=list)
+    waiting: list[tuple[_ParentRow, str]] = field(default_factory=list)
+    """Rows of the parent that may have to be asked for, each with its window."""
+    spans_at: Callable[[datetime], tuple[Span, ...]] | None = None
+    """The windows to read by the server's clock."""
+    is_follower: bool = False
+    """True where rows belong to the window of their parent's row."""
+    versions_before: Mapping[str, str] = field(default_factory=dict)
+    """Of the parent's rows that were read whole in earlier runs, the version that they had then."""
+    versions: dict[str, str] = field(default_factory=dict)
+    """The same for the rows that came in this run."""
     turns: dict[str, Turns[Ending]] = field(default_factory=dict)
     """Of the chains that go on."""
     last_longest_chain: int = 0
@@ -281,6 +296,19 @@ class AccountRun:
         """The first answer that says so, be it a refusal, tells how far the server's clock is from ours."""
         if self.server_offset is None and date is not None:
             self.server_offset = date - self._clock.now()
+            self._open_windows()
+
+    def _open_windows(self) -> None:
+        """Ask also for the windows that are due by the server's clock and were not by ours."""
+        for planned in self._plan.active:
+            table = self.tables[planned.name]
+            if table.spans_at is None or table.ledger.parents or self._is_refused:
+                continue
+            known = {span.label for span in table.spans}
+            due = tuple(span for span in table.spans_at(self._server_now()) if span.label not in known)
+            table.spans = tuple(sorted((*table.spans, *due), key=lambda span: span.start))
+            for request in first_requests(planned.endpoint, self.name, due) if due else ():
+                self._add(table, request)
 
     def _accept(self, table: TableRun, request: PageRequest, response: Response) -> None:
         """Open the answer, and keep it for its turn in the chain."""
@@ -472,7 +500,7 @@ class AccountRun:
         if page.response is not None:
             self._attempts.pop(page.request.identity, None)
         if batch is not None:
-            self._add_children(table, batch)
+            self._add_children(table, batch, page.request.window)
         self._observer(PageStored(table=page.request.table, account=self.name, rows=rows))
         self.frontier.finish()
 
@@ -497,23 +525,30 @@ class AccountRun:
             return
         self._fail_chain(table, request, f"{request.label}: {failure.message}")
 
-    def _add_children(self, table: TableRun, batch: pa.RecordBatch) -> None:
+    def _add_children(self, table: TableRun, batch: pa.RecordBatch, window: str) -> None:
         for planned in self._children[table.endpoint.name]:
             child = self.tables[planned.name]
             parent = child.endpoint.parent
             assert parent is not None
-            for values in parent_values(batch, parent.params, child.endpoint.keep):
+            rows = parent_values(batch, parent.params, child.endpoint.keep)
+            versions = _versions(batch, parent) if parent.version else repeat("")
+            for values, version in zip(rows, versions, strict=False):
                 if values is None:
                     child.ledger.parents_without_value += 1
+                elif version and _is_read(child, _key_of(values), version):
+                    child.ledger.parents_unchanged += 1
                 elif child.is_dormant:
-                    child.waiting.append(values)
+                    child.waiting.append((values, window))
                 elif not parent.fallback_on or child.ledger.parents:
-                    self._add_child(child, *values)
+                    self._add_child(child, values, window)
 
-    def _add_child(self, child: TableRun, params: dict[str, str], keep: tuple[tuple[str, str], ...]) -> None:
+    def _add_child(self, child: TableRun, row: _ParentRow, window: str) -> None:
         child.ledger.parents += 1
+        params, keep = row
         for request in requests_of_parent(child.endpoint, self.name, child.spans, params=params, keep=keep):
-            self._add(child, request)
+            self._add(child, replace(request, window=window) if child.is_follower else request)
+            if child.versions:
+                child.ledger.chains[request.chain].parent = _key_of(row)
 
     def _add(self, table: TableRun, request: PageRequest) -> None:
         if request.chain not in table.ledger.chains:
@@ -599,8 +634,8 @@ class AccountRun:
         table.is_dormant = False
         # Marks the table as asked by parent even while the parent has given no row yet.
         table.ledger.parents += 1
-        for values in table.waiting:
-            self._add_child(table, *values)
+        for values, window in table.waiting:
+            self._add_child(table, values, window)
         table.waiting.clear()
         self.frontier.finish()
 
@@ -765,6 +800,22 @@ def _open(table: TableRun, response: Response) -> Envelope | None:
             return open_lines(response.read())
         case _:
             return None
+
+
+def _versions(batch: pa.RecordBatch, parent: Parent) -> Iterator[str]:
+    """For each row of the parent what tells whether there is anything new under it; empty where nothing does."""
+    columns = tuple((name, name) for name in parent.version)
+    for row in parent_values(batch, parent.params, columns):
+        yield "/".join(quote(value, safe="") for _, value in row[1]) if row is not None else ""
+
+
+def _key_of(row: _ParentRow) -> str:
+    return "/".join(quote(value, safe="") for value in row[0].values())
+
+
+def _is_read(child: TableRun, key: str, version: str) -> bool:
+    """Note the version of a parent's row, of which the first reading counts; True if its answer is in the lake."""
+    return child.versions_before.get(key) == child.versions.setdefault(key, version)
 
 
 def _told(failure: ExtractError) -> str:

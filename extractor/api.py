@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
 
+from extractor.backfilling import backfill as backfill_async
 from extractor.config import Config
 from extractor.events import Observer, ignore
 from extractor.pipeline import extract
 from extractor.report import RunReport
 from extractor.streaming import stream
 
-__all__ = ("__version__", "extract", "run", "stream")
+__all__ = ("__version__", "backfill", "backfill_async", "extract", "run", "stream")
 
 try:
     __version__ = version("skysql-extractor")
@@ -28,3 +30,29 @@ def run(config: Config, *, key_file: str = "", observer: Observer = ignore) -> R
         ConfigError, AuthError, LakeError, SourceUnreachable: as `extract`; nothing new is in the lake then.
     """
     return asyncio.run(extract(config, key_file=key_file, observer=observer))
+
+
+def backfill(
+    name: str,
+    config: Config,
+    *,
+    start: datetime,
+    end: datetime,
+    parallel: int = 4,
+    key_file: str = "",
+    observer: Observer = ignore,
+) -> RunReport:
+    """Fill the past windows of one endpoint from `start` to before `end`, and say what was done.
+
+    Called again after it was cut off, it goes on with what is left. Not for use inside a running event loop: there,
+    `await extractor.backfill_async(…)`.
+
+    Raises:
+        ConfigError: there is no such endpoint, it has no window, or the times make none.
+        AuthError, LakeError, SourceUnreachable: as `run`; what was committed before stays.
+    """
+    return asyncio.run(
+        backfill_async(
+            name, config, start=start, end=end, parallel=parallel, key_file=key_file, observer=observer
+        )
+    )

@@ -211,7 +211,12 @@ def _check_parent(endpoint: Endpoint, endpoints: Mapping[str, Endpoint]) -> None
         )
     if not parent.columns:
         return  # what its rows hold is known at the first answer only
-    for key, values in (("parent.params", endpoint.parent.params.items()), ("keep", endpoint.keep)):
+    versions = ((name, name) for name in endpoint.parent.version)
+    for key, values in (
+        ("parent.params", endpoint.parent.params.items()),
+        ("keep", endpoint.keep),
+        ("parent.version", versions),
+    ):
         for target, source in values:
             if not _holds(parent, source):
                 near = _nearest(source, _names(parent))

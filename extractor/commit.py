@@ -606,6 +606,8 @@ class CommitLog:
         )
 
     def _broken_chain(self, sequence: int) -> LakeError:
+        if not self.digest_of(sequence - 1):
+            return self._missing_number(sequence - 1)
         return LakeError(
             f"log entry {sequence} in lake {self._store.uri} was not built on entry {sequence - 1} as it is; "
             "one of them was changed or replaced: restore both from one copy of the lake"

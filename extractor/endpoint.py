@@ -209,12 +209,15 @@ class Parent(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     `params` maps a placeholder of the path, or else a query parameter, to a value of the parent's row: a column,
     or a path such as `invitees[].id`. With `fallback_on`, the endpoint is first asked once without its parent, and
-    row by row only when the answer has one of those statuses.
+    row by row only when the answer has one of those statuses. `version` names columns of the parent's row that
+    tell whether there is anything new: a row whose answer was taken whole is not asked for again while they read
+    the same.
     """
 
     endpoint: str
     params: dict[str, str]
     fallback_on: tuple[int, ...] = ()
+    version: tuple[str, ...] = ()
 
 
 class Window(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -384,6 +387,10 @@ def _check(endpoint: Endpoint) -> None:
         raise ConfigError(f"no parent parameter fills {{{missing[0]}}} of {endpoint.path}")
     if endpoint.parent and endpoint.parent.fallback_on and endpoint.placeholders:
         raise ConfigError(f"fallback_on: {endpoint.path} cannot be asked without its parent")
+    if endpoint.parent and endpoint.parent.version and not endpoint.sync.is_event:
+        raise ConfigError(
+            "parent.version: only rows that stay are not asked for again, so sync must be append"
+        )
     if endpoint.sync.is_event and not endpoint.key:
         raise ConfigError(f"sync = {endpoint.sync.kind!r} needs a key, or rows could be added twice")
     if refused := [status for status in endpoint.empty_on if status in (401, 403)]:

@@ -7,15 +7,17 @@ place, in staging where it is not published yet, or in `old/` for its grace peri
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from extractor.commit import CommitLog, LogEntry, TableState, old_path, staged_path
+from extractor.commit import CommitLog, LogEntry, TableKey, TableState
 from extractor.errors import ConfigError, LakeError
+from extractor.places import places
 from extractor.store import Store, StoreMissing
 from extractor.stores import open_store
 
@@ -24,6 +26,9 @@ if TYPE_CHECKING:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    from extractor.diff import TableDiff
+    from extractor.history import Changes, History, Series, Snapshot
+    from extractor.verify import VerifyReport
     from extractor.write import DataFile
 
 __all__ = ("FileRow", "Lake", "LakeTable", "RunRow", "is_event_file")
@@ -147,9 +152,65 @@ class Lake:
         names = ", ".join(f"'{run}'" for run in runs)
         return f"_run_id {'NOT IN' if is_shorter else 'IN'} ({names})" if runs else ""
 
+    def diff(self, before: str, after: str, name: str, *, account: str | None = None) -> TableDiff:
+        """What the table's rows after one run and after another differ in, by key. Errors as of `table`.
+
+        A table that one of them does not have is taken for empty there.
+        """
+        from extractor.diff import Part, TableDiff
+
+        entries = [self.entry(before), self.entry(after)]
+        merges = [self._merges(entry) for entry in entries]
+        accounts = sorted({other for entry in entries for table, other in entry.tables if table == name})
+        if not accounts or account not in (None, *accounts):
+            self._table(name, account, entries[1], merges[1])  # says what there is instead
+        parts: list[Part] = []
+        key: tuple[str, ...] = ()
+        for other in accounts if account is None else [account]:
+            sides = [
+                self._table(name, other, entry, merged) if (name, other) in entry.tables else None
+                for entry, merged in zip(entries, merges, strict=True)
+            ]
+            old, new = sides
+            key = next((side.key for side in (new, old) if side is not None and side.key), key)
+            parts.append(Part(account=other, before=_only_in(old, new), after=_only_in(new, old)))
+        return TableDiff(name, key, parts)
+
+    def history(self, name: str, *, as_of: str | None = None, account: str | None = None) -> History:
+        """Every state that every row of the table had, and from when to when. Errors as of `table`.
+
+        Snapshots that have been dropped are not in it: what stood before them is taken to have held on.
+        """
+        from extractor.history import History
+
+        past = _Past(self, name, self.entry(as_of))
+        return History(name, past.key, past.schema, past.series(account))
+
+    def changes(
+        self, name: str, *, since: str | None = None, as_of: str | None = None, account: str | None = None
+    ) -> Changes:
+        """Every change between one snapshot of the table and the next, after the run `since`, or from the
+        first snapshot on. Errors as of `table`.
+        """
+        from extractor.history import Changes
+
+        past = _Past(self, name, self.entry(as_of))
+        base = self.entry(since) if since is not None else None
+        return Changes(name, past.key, past.schema, past.series(account, base))
+
+    def verify(self, run: str | None = None, *, everything: bool = False) -> VerifyReport:
+        """Read the files of the current state again, of the state after a run, or `everything`; and look for
+        files in the folders of the tables that no entry of the log names.
+
+        Raises: LakeError if the log cannot be read; ConfigError for an unknown run.
+        """
+        from extractor.verify import verify
+
+        return verify(self.store, self.log, self.entry(run), everything=everything)
+
     def locate(self, path: str, entry: LogEntry) -> str:
         """Where in the store the data file is now. Raises: LakeError if nowhere, naming a whole run."""
-        for place in _places(path, entry.publishing):
+        for place in places(path, entry.publishing):
             if self.store.exists(place):
                 return place
         raise self._missing(path, entry)
@@ -208,8 +269,8 @@ class Lake:
             others = self.log.replacements(later).get(path)
             if others:
                 return LakeError(
-                    f"data file {path} of lake {self.store.uri} was merged by run {later.run_id} and its grace period "
-                    "is over; read again from the newest state"
+                    f"data file {path} of lake {self.store.uri} was merged by run {later.run_id}, and its "
+                    "grace period is over; read again from the newest state"
                 )
             if others is not None:
                 return LakeError(
@@ -232,7 +293,7 @@ class Lake:
                     paths = [file.path for file in self.log.state_of(entry, *key).files]
                     for path in paths:
                         if path not in there:
-                            there[path] = any(map(self.store.exists, _places(path, entry.publishing)))
+                            there[path] = any(map(self.store.exists, places(path, entry.publishing)))
                     whole[reference.digest] = all(there[path] for path in paths)
             if all(whole[reference.digest] for reference in entry.tables.values()):
                 return entry.run_id
@@ -261,6 +322,11 @@ class LakeTable:
         """
         self._lake = lake
         self._publishing = publishing
+
+    @property
+    def key(self) -> tuple[str, ...]:
+        """The keys of the answer that tell its rows apart; empty if nobody knows."""
+        return next((key for state in self.states if (key := _key_of(state))), ())
 
     def files(self) -> tuple[DataFile, ...]:
         """Its data files, by account and path."""
@@ -315,6 +381,49 @@ class LakeTable:
         schema = self.schema
         return pa.Table.from_batches(list(self.to_batches()), schema=schema)
 
+    @property
+    def uri(self) -> str:
+        return self._lake.store.uri
+
+    def local_paths(self) -> list[Path] | None:
+        """Where its files are now, for programs that open files by name; None where there is no such thing.
+
+        Raises: LakeError if a file is nowhere.
+        """
+        store = self._lake.store
+        found: list[Path] = []
+        for file in self.files():
+            place = next(
+                (place for place in places(file.path, self._publishing) if store.exists(place)), None
+            )
+            if place is None:
+                raise self._lake._missing(file.path, self.entry)
+            path = store.local_path(place)
+            if path is None:
+                return None
+            found.append(path)
+        return found
+
+    def __arrow_c_stream__(self, requested_schema: object = None) -> object:
+        import pyarrow as pa
+
+        reader = pa.RecordBatchReader.from_batches(self.schema, self.to_batches())
+        return reader.__arrow_c_stream__(requested_schema)
+
+    def only(self, paths: Collection[str], committed_runs: frozenset[str] | None) -> LakeTable:
+        """The part of it that stands in these files, of these runs if any are given."""
+        states = tuple(
+            replace(state, files=tuple(file for file in state.files if file.path in paths))
+            for state in self.states
+        )
+        return LakeTable(self._lake, self.name, self.entry, states, committed_runs, self._publishing)
+
+    def all_runs(self) -> frozenset[str]:
+        """The runs whose rows belong to it."""
+        if self.committed_runs is not None:
+            return self.committed_runs
+        return frozenset(earlier.run_id for earlier in self._lake.log.backwards(self.entry))
+
     def _newest_files(self) -> list[str]:
         """Per account, a file of the run that wrote its newest ones."""
         newest: list[str] = []
@@ -361,7 +470,7 @@ class LakeTable:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        for place in _places(path, self._publishing):
+        for place in places(path, self._publishing):
             try:
                 source = self._open_place(place)
             except StoreMissing:
@@ -395,15 +504,184 @@ class LakeTable:
             ) from error
 
 
-def _places(path: str, publishing: Iterable[str]) -> Iterator[str]:
-    """Where a data file may be. Its place comes last again: it may be moved there while the others are
-    tried.
+@dataclass(frozen=True, slots=True)
+class _Together:
+    """Parts of a table that are read as one."""
+
+    parts: tuple[LakeTable, ...]
+
+    @property
+    def schema(self) -> pa.Schema:
+        from extractor.compare import union_schema
+
+        return union_schema(part.schema for part in self.parts)
+
+    def to_batches(self) -> Iterator[pa.RecordBatch]:
+        from extractor.compare import align
+
+        schema = self.schema
+        for part in self.parts:
+            for batch in part.to_batches():
+                yield from align(_as_table(batch), schema).to_batches()
+
+
+def _as_table(batch: pa.RecordBatch) -> pa.Table:
+    import pyarrow as pa
+
+    return pa.Table.from_batches([batch])
+
+
+def _only_in(table: LakeTable | None, other: LakeTable | None) -> _Together | None:
+    """The rows of a table that may not be in the other one; None if there are none.
+
+    What stands in a file of both is in both, but for rows of runs that only one of them knows.
     """
-    yield path
-    for run_id in publishing:
-        yield staged_path(run_id, path)
-    yield old_path(path)
-    yield path
+    if table is None:
+        return None
+    shared = {file.path for file in other.files()} if other is not None else set()
+    own = {file.path for file in table.files() if file.rows} - shared
+    parts = [table.only(own, table.committed_runs)] if own else []
+    if (
+        other is not None
+        and other.committed_runs is not None
+        and other.committed_runs != table.committed_runs
+    ):
+        runs = table.all_runs() - other.committed_runs
+        common = {file.path for file in table.files() if file.path in shared}
+        if runs and common:
+            parts.append(table.only(common, runs))
+    return _Together(tuple(parts)) if parts else None
+
+
+class _Past:
+    """The states of one table up to an entry: each once, as it can be read now."""
+
+    def __init__(self, lake: Lake, name: str, entry: LogEntry) -> None:
+        self._lake = lake
+        self._name = name
+        self._entry = entry
+        newest = lake._table(name, None, entry, ())
+        self.key = newest.key
+        self._accounts = [state.account for state in newest.states]
+        self._is_event = {state.account: state.snapshot_at is None for state in newest.states}
+        self._runs: list[str] = []
+        """The run of each entry, by sequence."""
+        self._merges: list[LogEntry] = lake._merges(entry)
+        self._numbers: dict[str, list[int]] = {account: [] for account in self._accounts}
+        """The entries after which the table was another one, oldest first."""
+        self._read_log()
+
+    def _read_log(self) -> None:
+        digests: dict[str, str] = {}
+        merges: list[LogEntry] = []
+        for entry in self._lake.log.backwards(self._entry):
+            self._runs.append(entry.run_id)
+            if entry.replaced:
+                merges.append(entry)
+            for account in self._accounts:
+                reference = entry.tables.get((self._name, account))
+                if reference is None:
+                    continue
+                if digests.get(account) == reference.digest:
+                    self._numbers[account].pop()
+                digests[account] = reference.digest
+                self._numbers[account].append(entry.sequence)
+        self._runs.reverse()
+        self._merges = [*reversed(merges), *self._merges]
+        for numbers in self._numbers.values():
+            numbers.reverse()
+
+    @property
+    def schema(self) -> pa.Schema:
+        """Every column that it ever had, the newest order first."""
+        from extractor.compare import union_schema
+
+        known: set[str] = set()
+        schemas: list[pa.Schema] = []
+        for account in self._accounts:
+            for table in reversed(list(self._tables(account, 0))):
+                columns = repr(table.states[0].columns)
+                if (columns not in known or columns == "()") and table.files():
+                    known.add(columns)
+                    schemas.append(table.schema)
+        return union_schema(schemas)
+
+    def series(self, account: str | None, base: LogEntry | None = None) -> list[Series]:
+        """Its snapshots by account, those after `base` if it is given. Raises: ConfigError for an unknown
+        account.
+        """
+        from extractor.history import Series
+
+        if account is not None and account not in self._accounts:
+            self._lake._table(self._name, account, self._entry, ())  # says which there are
+        return [
+            Series(
+                account=other,
+                is_event=self._is_event[other],
+                snapshots=partial(self._snapshots, other, base),
+            )
+            for other in self._accounts
+            if account in (None, other)
+        ]
+
+    def _snapshots(self, account: str, base: LogEntry | None) -> Iterator[Snapshot]:
+        from extractor.history import Snapshot
+
+        before: LakeTable | None = None
+        if base is not None and (self._name, account) in base.tables:
+            before = self._lake._table(self._name, account, base, self._lake._merges(base))
+        moment: datetime | None = None
+        for table in self._tables(account, base.sequence if base is not None else 0):
+            state = table.states[0]
+            began = datetime.fromisoformat(state.snapshot_at) if state.snapshot_at else table.entry.started_at
+            # A clock may go back; what came later held later.
+            moment = began if moment is None else max(moment, began)
+            yield Snapshot(
+                run_id=table.entry.run_id,
+                moment=moment,
+                rows=_Together((table,)) if table.files() else _Together(()),
+                came=_only_in(table, before),
+                went=_only_in(before, table),
+            )
+            before = table
+
+    def _tables(self, account: str, after: int) -> Iterator[LakeTable]:
+        """The table after each entry that changed its files, oldest first; no dropped snapshots."""
+        last: object = None
+        for number in self._numbers[account]:
+            if number <= after:
+                continue
+            entry = self._lake.log.read(number)
+            table = self._table(entry, (self._name, account))
+            if table is None:
+                continue
+            # Of events one merged file holds the rows of many runs.
+            content = (table.files(), table.committed_runs if self._is_event[account] else None)
+            if content != last:
+                last = content
+                yield table
+
+    def _table(self, entry: LogEntry, key: TableKey) -> LakeTable | None:
+        state = followed = self._lake.log.state_of(entry, *key)
+        later = [merge for merge in self._merges if merge.sequence > entry.sequence]
+        dropped: set[str] = set()
+        for merge in later:
+            replacements = self._lake.log.replacements(merge)
+            dropped.update(path for path, paths in replacements.items() if not paths)
+            followed = _replaced(self._lake.log, merge, replacements, followed)
+        if any(file.path in dropped for file in followed.files):
+            if state.snapshot_at is not None:
+                return None
+            kept = tuple(file for file in followed.files if file.path not in dropped)
+            followed = replace(followed, files=kept)
+        runs = None if followed == state else frozenset(self._runs[: entry.sequence])
+        publishing = tuple(dict.fromkeys(run for found in (entry, *later) for run in found.publishing))
+        return LakeTable(self._lake, self._name, entry, (followed,), runs, publishing)
+
+
+def _key_of(state: TableState) -> tuple[str, ...]:
+    key = state.state.get("key")
+    return tuple(str(name) for name in key) if isinstance(key, (list, tuple)) else ()
 
 
 def _replaced(

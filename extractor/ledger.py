@@ -24,6 +24,8 @@ class OpenChain:
     chain: Chain
     window: str
     first: PageRequest | None = None
+    parent: str = ""
+    """The parent's row that it was asked for, where the state remembers those."""
     undecoded: int = 0
     failure: str = ""
     closed_window: bool = False
@@ -59,6 +61,8 @@ class Ledger:
     parents: int = 0
     """Rows of the parent that were turned into requests."""
     parents_without_value: int = 0
+    parents_unchanged: int = 0
+    """Rows of the parent that were asked for before, and are as they were."""
     failures: list[str] = field(default_factory=list)
     failure_count: int = 0
     drift: dict[str, int] = field(default_factory=dict)
@@ -95,6 +99,10 @@ class Ledger:
         """Rows that the server says there are, over all chains; None where it does not say."""
         totals = [chain.chain.total for chain in self.chains.values()]
         return sum(total for total in totals if total is not None) if totals and None not in totals else None
+
+    def cut_windows(self) -> frozenset[str]:
+        """The windows of which some chain did not see its end."""
+        return frozenset(chain.window for chain in self.chains.values() if not chain.is_complete)
 
     def complete_windows(self) -> frozenset[str]:
         """The windows whose every chain saw its end."""
@@ -142,6 +150,10 @@ class Ledger:
         if parent.status == "complete" and self.parents_without_value:
             return Outcome(
                 status="partial", reason=f"{self.parents_without_value} rows of its parent name no value"
+            )
+        if parent.status == "complete" and self.parents_unchanged:
+            return Outcome(
+                status="complete", reason=f"none of {self.parents_unchanged} rows of its parent has changed"
             )
         if parent.status == "complete":
             return Outcome(status="complete", reason="its parent has no rows")

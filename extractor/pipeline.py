@@ -43,7 +43,7 @@ from extractor.errors import (
 from extractor.events import Committed, Observer, RunFinished, RunStarted, TableFinished, Warned, ignore
 from extractor.lane import Budget, Executor, Part, Sink, ThreadExecutor
 from extractor.ledger import Outcome
-from extractor.plan import TablePlan
+from extractor.plan import Span, TablePlan
 from extractor.reader import (
     Interruption,
     NoSink,
@@ -60,9 +60,12 @@ from extractor.schema import TableSchema, plan_schema
 from extractor.settle import Reading, Settled, settle_table
 from extractor.store import Store
 from extractor.stores import open_store
+from extractor.windows import follows
 from extractor.write import RowGroup, TableWriter, WriteSettings
 
-__all__ = ("Interruption", "World", "extract")
+__all__ = ("Interruption", "Run", "World", "WriterSink", "extract")
+
+_BUSY_SECONDS = 0.2
 
 _BUSY_SECONDS = 0.2
 
@@ -94,11 +97,11 @@ async def extract(
         )
     setup = set_up(config, key_file, world, accept)
     store = world.store or open_store(config.lake.uri)
-    run = _Run(setup, store, world, observer, frozenset(accept))
+    run = Run(setup, store, world, observer, frozenset(accept))
     return await run.to_the_end(interruption or Interruption())
 
 
-class _WriterSink:
+class WriterSink:
     """A table's writer as the lane's sink: what computes is done off the event loop."""
 
     def __init__(self, writer: TableWriter, executor: Executor, *, is_event: bool) -> None:
@@ -133,7 +136,7 @@ class _WriterSink:
         self.writer.let_go(groups)
 
 
-class _Run:
+class Run:
     """One run: what it holds while it lasts."""
 
     def __init__(
@@ -149,12 +152,17 @@ class _Run:
         self._observer = observer
         self._accepted = accepted
         self._executor = world.executor or ThreadExecutor()
-        self._started_at = self._clock.now()
+        self._own_start = self._clock.now()
+        """By the clock of this machine, whatever the log says."""
+        self._started_at = self._own_start
         self._started = self._clock.monotonic()
         self._run_id = f"{self._started_at:%Y%m%dT%H%M%SZ}-{world.token(4)}"
         self._warnings: list[str] = []
         self._provenance: dict[str, object] = {}
         self._readers: list[Reader] = []
+        self._numbers: dict[tuple[str, str], dict[str, int]] = {}
+        self._given_spans: Mapping[str, tuple[Span, ...]] | None = None
+        """The windows to read where it is not the state that says so."""
         self._may_be_committed = False
         """True from before the put of the log on: what is staged may then be all there is of committed files."""
 
@@ -229,6 +237,12 @@ class _Run:
 
     async def _read_and_commit(self, leases: Leases, interruption: Interruption) -> RunReport:
         entry = await self._executor.run(self._log.newest)
+        if entry is not None and entry.committed_at > self._started_at:
+            self._started_at = entry.committed_at
+            self._warn(
+                "this machine's clock is behind the newest commit; the run has its time, "
+                f"{entry.committed_at:%Y-%m-%dT%H:%M:%SZ}"
+            )
         async with anyio.create_task_group() as beats:
             beats.start_soon(self._beat, leases)
             try:
@@ -314,6 +328,7 @@ class _Run:
             sink_of=lambda table: self._sink(table, account.name, now),
             spool_folder=self._spool_folder,
             learnt_rate=float(rate) if isinstance(rate, int | float) else None,
+            spans=self._given_spans,
         )
 
     def _schema(self, table: TablePlan, prior: TableState | None) -> TableSchema:
@@ -344,8 +359,9 @@ class _Run:
                 open_files=parquet.open_files,
             ),
             snapshot_date=self._started_at.date().isoformat(),
+            numbers=self._numbers.setdefault((table.name, account), {}),
         )
-        return _WriterSink(writer, self._executor, is_event=table.endpoint.sync.is_event)
+        return WriterSink(writer, self._executor, is_event=table.endpoint.sync.is_event)
 
     def _stamp(self, table: TablePlan, account: str) -> Stamp:
         return Stamp(
@@ -370,7 +386,7 @@ class _Run:
             for reader in self._readers:
                 for table in reader.tables.values():
                     sink = table.lane.sink
-                    if isinstance(sink, _WriterSink) and table.ledger.is_any_complete:
+                    if isinstance(sink, WriterSink) and table.ledger.is_any_complete:
                         tasks.start_soon(self._executor.run, sink.writer.close)
 
     async def _settle(self, entry: LogEntry | None) -> list[Settled]:
@@ -384,13 +400,12 @@ class _Run:
                 outcomes[planned.name] = outcome
                 if planned.mode == "run":
                     above = planned.endpoint.parent
-                    is_whole = (
+                    # A follower is told window by window what came of its parent.
+                    is_whole = not table.ledger.parents_without_value and (
                         not above
                         or above.endpoint not in outcomes
-                        or (
-                            outcomes[above.endpoint].status == "complete"
-                            and not table.ledger.parents_without_value
-                        )
+                        or outcomes[above.endpoint].status == "complete"
+                        or table.is_follower
                     )
                     found = await self._settle_one(planned, table, outcome, reader, entry, is_whole)
                     settled.append(found)
@@ -408,7 +423,7 @@ class _Run:
         is_parent_whole: bool,
     ) -> Settled:
         sink = table.lane.sink
-        assert isinstance(sink, _WriterSink)
+        assert isinstance(sink, WriterSink)
         reading = Reading(
             endpoint=planned.endpoint,
             ledger=table.ledger,
@@ -421,9 +436,19 @@ class _Run:
             checks=self._config.checks_of(planned.name),
             is_accepted=planned.name in self._accepted,
             is_parent_whole=is_parent_whole,
-            moment=self._started_at.astimezone(UTC) + (reader.run.server_offset or timedelta()),
+            moment=self._own_start.astimezone(UTC) + (reader.run.server_offset or timedelta()),
             compression=self._config.parquet.compression,
+            versions=table.versions,
+            is_backfill=self._given_spans is not None,
         )
+        source = follows(planned.endpoint, self._plan)
+        if source is not None and planned.endpoint.parent is not None:
+            reading = replace(
+                reading,
+                spans=reader.tables[source.name].spans,
+                followed=source.endpoint.sync.window,
+                parent_windows=reader.whole_windows(planned.endpoint.parent.endpoint),
+            )
         settled = await self._executor.run(settle_table, self._store, reading, sink.writer)
         for warning in settled.warnings:
             self._warn(warning)
@@ -472,7 +497,9 @@ class _Run:
             message=_message(exit_code, tables, interruption),
         )
 
-    async def _commit(self, settled: Sequence[Settled], report: RunReport, leases: Leases) -> RunReport:
+    async def _commit(
+        self, settled: Sequence[Settled], report: RunReport, leases: Leases, *, is_final: bool = True
+    ) -> RunReport:
         updates = [item.update for item in settled if item.update is not None]
         source = {
             "base_url": self._config.source.base_url,
@@ -497,6 +524,7 @@ class _Run:
             clock=self._clock,
             leases=leases,
             status=report.status,
+            is_final=is_final,
         )
         self._observer(
             Committed(

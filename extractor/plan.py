@@ -288,8 +288,9 @@ def _window_query(window: Window, span: Span) -> Iterator[tuple[str, str]]:
     start = span.start - _GRAIN if window.bounds[0] == "(" else span.start
     yield window.from_param, _moment(start, window.format)
     if window.to_param and span.end is not None:
-        end = span.end - _GRAIN if window.bounds[1] == "]" else span.end
-        yield window.to_param, _moment(end, window.format)
+        # Where rows are told apart by key, an end that is inside the window may be met twice, and none is missed.
+        is_shared = window.bounds[1] == "]" and (window.replace or window.format == "date")
+        yield window.to_param, _moment(span.end - _GRAIN if is_shared else span.end, window.format)
 
 
 def _moment(moment: datetime, style: str) -> str:

@@ -12,8 +12,9 @@ from datetime import UTC, datetime
 from extractor.catalog import load_catalog
 from extractor.commit import CommitLog, LogEntry
 from extractor.config import Config
-from extractor.plan import Span, TablePlan, first_requests, make_plan, plan_windows
+from extractor.plan import Plan, TablePlan, first_requests, make_plan
 from extractor.stores import open_store
+from extractor.windows import follows, spans_to_read
 
 __all__ = ("Preview", "PreviewTable", "preview")
 
@@ -73,8 +74,9 @@ def preview(config: Config, *, key_file: str = "", now: datetime | None = None) 
     accounts = [account.name for account in config.accounts] or ["default"]
     last = _last_requests(entry)
     now = now or datetime.now(UTC)
+    states = {account: _states(log, entry, plan, account) for account in accounts}
     tables = tuple(
-        _table(planned, account, config, log, entry, last, now)
+        _table(planned, account, plan, config, states[account], entry, last, now)
         for account in accounts
         for planned in plan.tables
     )
@@ -97,32 +99,21 @@ def preview(config: Config, *, key_file: str = "", now: datetime | None = None) 
 def _table(
     planned: TablePlan,
     account: str,
+    plan: Plan,
     config: Config,
-    log: CommitLog,
+    states: Mapping[str, Mapping[str, object]],
     entry: LogEntry | None,
     last: Mapping[tuple[str, str], int],
     now: datetime,
 ) -> PreviewTable:
     endpoint = planned.endpoint
     reference = entry.tables.get((planned.name, account)) if entry is not None else None
-    spans: tuple[Span, ...] = ()
     state = "first run"
     if reference is not None and entry is not None:
         state = f"{reference.rows} rows of run {reference.run_id}"
-    if endpoint.sync.window is not None:
-        windows: object = {}
-        if reference is not None and entry is not None:
-            windows = log.state_of(entry, planned.name, account).state.get("windows")
-        done = str(windows.get("done_until") or "") if isinstance(windows, Mapping) else ""
-        holes = tuple(windows.get("holes") or ()) if isinstance(windows, Mapping) else ()
-        spans = plan_windows(
-            endpoint.sync.window,
-            since=config.run.since,
-            now=now,
-            done_until=datetime.fromisoformat(done) if done else None,
-            holes=holes,
-        )
-        state = f"from {spans[0].start:%Y-%m-%d}" if spans else state
+    spans = spans_to_read(planned, plan, states, since=config.run.since, now=now)
+    if spans:
+        state = f"from {spans[0].start:%Y-%m-%d}"
     is_asked = planned.mode != "skip"
     return PreviewTable(
         name=planned.name,
@@ -136,6 +127,18 @@ def _table(
         state=state,
         reason=planned.reason,
     )
+
+
+def _states(
+    log: CommitLog, entry: LogEntry | None, plan: Plan, account: str
+) -> Mapping[str, Mapping[str, object]]:
+    """The state in the log of the tables that have to do with windows."""
+    return {
+        table.name: log.state_of(entry, table.name, account).state
+        for table in plan.active
+        if entry is not None and (table.name, account) in entry.tables
+        if table.endpoint.sync.window is not None or follows(table.endpoint, plan) is not None
+    }
 
 
 def _last_requests(entry: LogEntry | None) -> Mapping[tuple[str, str], int]:

@@ -40,12 +40,13 @@ from extractor.fetch import Fetcher, FetchLimits, Request, parse_date
 from extractor.lane import Budget, DecodeBounds, Executor, Lane, Part, Sink
 from extractor.ledger import Ledger, Outcome
 from extractor.limit import Limiter, Limits
-from extractor.plan import Plan, Span, TablePlan, make_plan, plan_windows
+from extractor.plan import Plan, Span, TablePlan, make_plan
 from extractor.retry import RetryPolicy
 from extractor.schedule import drain
 from extractor.schema import TableSchema
 from extractor.settle import last_longest_chain
 from extractor.store import Store
+from extractor.windows import follows, parents_read, spans_to_read
 
 __all__ = (
     "Interruption",
@@ -201,8 +202,12 @@ class Reader:
         spool_folder: Callable[[], Path],
         learnt_rate: float | None,
         is_prompt: bool = False,
+        spans: Mapping[str, tuple[Span, ...]] | None = None,
     ) -> None:
-        """With `is_prompt` pages are decoded as they come, at the price of more work for small ones."""
+        """With `is_prompt` pages are decoded as they come, at the price of more work for small ones.
+
+        `spans` are the windows to read, by table, where it is not the state in `priors` that says so.
+        """
         self.account = account
         self.priors = priors
         self.provenance: Mapping[str, object] = {}
@@ -213,6 +218,7 @@ class Reader:
         self._clock = world.clock
         self._tasks: anyio.abc.TaskGroup | None = None
         self._is_prompt = is_prompt
+        self._given_spans = spans
         fetch_limits = _fetch_limits(config)
         self._fetchers = [
             world.network(
@@ -279,6 +285,7 @@ class Reader:
         spool_folder: Callable[[], Path],
     ) -> TableRun:
         endpoint = planned.endpoint
+        prior = self.priors.get(planned.name)
         ledger = Ledger(table=planned.name)
         bounds = self._config.bounds
         assert world.executor is not None
@@ -304,34 +311,27 @@ class Reader:
             endpoint=endpoint,
             ledger=ledger,
             lane=lane,
-            spans=self._spans(planned),
+            spans=self._spans(planned, self._clock.now()),
+            spans_at=partial(self._spans, planned) if endpoint.sync.window is not None else None,
+            is_follower=follows(endpoint, self._plan) is not None,
+            versions_before=parents_read(prior.state) if prior is not None else {},
             columns=frozenset(field.source for field in schema.fields),
             is_dormant=bool(endpoint.parent and endpoint.parent.fallback_on),
-            last_longest_chain=last_longest_chain(self.priors.get(planned.name)),
+            last_longest_chain=last_longest_chain(prior),
         )
 
-    def _spans(self, planned: TablePlan) -> tuple[Span, ...]:
-        window = planned.endpoint.sync.window
-        if window is None:
-            return ()
-        prior = self.priors.get(planned.name)
-        state = prior.state.get("windows") if prior is not None else None
-        done, holes = None, ()
-        if isinstance(state, Mapping) and state.get("done_until") and self._are_children_even(planned):
-            done = datetime.fromisoformat(str(state["done_until"]))
-            holes = tuple(state.get("holes") or ())
-        return plan_windows(
-            window, since=self._config.run.since, now=self._clock.now(), done_until=done, holes=holes
-        )
+    def _spans(self, planned: TablePlan, now: datetime) -> tuple[Span, ...]:
+        if self._given_spans is not None:
+            return self._given_spans.get(planned.name, ())
+        states = {name: prior.state for name, prior in self.priors.items()}
+        return spans_to_read(planned, self._plan, states, since=self._config.run.since, now=now)
 
-    def _are_children_even(self, planned: TablePlan) -> bool:
-        """False if a child was not proved together with its parent last time.
-
-        Only rows of the windows that are read name children to ask for: such a child needs the older ones again.
-        """
-        parent = self.priors[planned.name]
-        children = (self.priors.get(child.name) for child in self._plan.children_of(planned.name))
-        return all(child is not None and child.proved_by == parent.proved_by for child in children)
+    def whole_windows(self, name: str) -> frozenset[str]:
+        """The windows all of whose rows came, of a windowed table or of one that follows it."""
+        table = self.tables[name]
+        if table.endpoint.parent is None or not table.is_follower:
+            return table.ledger.complete_windows()
+        return (self.whole_windows(table.endpoint.parent.endpoint) | {""}) - table.ledger.cut_windows()
 
     async def connect(self, stack: AsyncExitStack) -> None:
         """Open the connections, and take the first token if tokens are used."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from hashlib import blake2b
 
 import pyarrow as pa
@@ -16,14 +16,15 @@ import pyarrow.parquet as pq
 
 from extractor.batch import NULL_PARTITION, Stamp
 from extractor.commit import TableRef, TableState, Update
-from extractor.config import Checks, parse_duration
-from extractor.endpoint import Endpoint
+from extractor.config import Checks
+from extractor.endpoint import Endpoint, Window
 from extractor.ledger import Ledger, Outcome
 from extractor.plan import Span
 from extractor.report import TableReport
 from extractor.schema import META_COLUMNS, TableSchema
 from extractor.store import Store
 from extractor.unique import Uniqueness, make_unique, plain_row
+from extractor.windows import Progress, advance, parents_state, progress_of, progress_state
 from extractor.write import DataFile, Staged, TableWriter, staged_path
 
 __all__ = ("Reading", "Settled", "last_longest_chain", "settle_table")
@@ -41,6 +42,7 @@ class Reading:
     schema: TableSchema
     stamp: Stamp
     spans: tuple[Span, ...]
+    """The windows that were read; of a follower, those of the table that it follows."""
     prior: TableState | None
     expected: TableRef | None
     checks: Checks
@@ -50,6 +52,14 @@ class Reading:
     moment: datetime
     """The server's clock when the reading began."""
     compression: str
+    followed: Window | None = None
+    """The window to which the rows belong of a table that has none of its own (`windows.follows`)."""
+    parent_windows: frozenset[str] = frozenset()
+    """Of a follower: the windows of which every row of its parent came."""
+    is_backfill: bool = False
+    """True where past windows are filled: what the next run will read does not change for it."""
+    versions: Mapping[str, str] = field(default_factory=dict)
+    """Of the parent's rows that came: what tells whether there is anything new under them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,21 +82,41 @@ def settle_table(store: Store, reading: Reading, writer: TableWriter) -> Settled
         writer.abort()
         return Settled(report=_report(reading, reading.outcome), update=None)
     staged = [item for item in writer.finish(reading.schema) if windows is None or item.window in windows]
-    unique = make_unique(
-        store,
-        reading.stamp.run_id,
-        staged,
-        _columns_of(reading, reading.endpoint.key),
-        present=_present_files(reading, staged),
-        mutable=_columns_of(reading, reading.endpoint.sync.mutable),
-        compression=reading.compression,
-    )
+    unique = _unique(store, reading, staged)
     held = None if reading.is_accepted else _held_back(reading, unique)
     if held is not None:
         return Settled(report=_report(reading, held), update=None)
     warnings = tuple(_warnings(reading, unique))
     settled = _new_state(store, reading, writer, list(unique.staged))
     return replace(settled, warnings=warnings)
+
+
+def _unique(store: Store, reading: Reading, staged: Sequence[Staged]) -> Uniqueness:
+    """Each row once; what is kept window by window has each key once in each window."""
+    groups = [staged]
+    if reading.endpoint.sync.is_replaced:
+        windows = dict.fromkeys(item.window for item in staged)
+        groups = [[item for item in staged if item.window == window] for window in windows]
+    found = [
+        make_unique(
+            store,
+            reading.stamp.run_id,
+            group,
+            _columns_of(reading, reading.endpoint.key),
+            present=_present_files(reading, group),
+            mutable=_columns_of(reading, reading.endpoint.sync.mutable),
+            compression=reading.compression,
+        )
+        for group in groups
+    ]
+    return Uniqueness(
+        staged=tuple(item for unique in found for item in unique.staged),
+        repeated=sum(unique.repeated for unique in found),
+        known=sum(unique.known for unique in found),
+        known_keys=sum(unique.known_keys for unique in found),
+        conflicts=tuple(conflict for unique in found for conflict in unique.conflicts),
+        without_key=sum(unique.without_key for unique in found),
+    )
 
 
 def _columns_of(reading: Reading, keys: Sequence[str]) -> list[str]:
@@ -97,13 +127,17 @@ def _columns_of(reading: Reading, keys: Sequence[str]) -> list[str]:
 
 def _windows_to_commit(reading: Reading) -> frozenset[str] | None:
     """The windows whose rows may be committed; None where windows do not matter."""
-    if reading.endpoint.sync.kind != "window":
+    if reading.endpoint.sync.kind != "window" and reading.followed is None:
         return None
-    return (
-        reading.ledger.complete_windows()
-        if reading.outcome.status in ("complete", "partial")
-        else frozenset()
-    )
+    return _complete_windows(reading) if reading.outcome.status in ("complete", "partial") else frozenset()
+
+
+def _complete_windows(reading: Reading) -> frozenset[str]:
+    """The windows all of whose rows came; those of a follower need every row of the parent too."""
+    if reading.followed is None:
+        return reading.ledger.complete_windows()
+    # Without a window are the rows of an endpoint that was asked whole instead of row by row.
+    return (reading.parent_windows | {""}) - reading.ledger.cut_windows()
 
 
 def _present_files(reading: Reading, staged: Sequence[Staged]) -> list[DataFile]:
@@ -195,6 +229,9 @@ def _new_state(store: Store, reading: Reading, writer: TableWriter, staged: list
         snapshot_at=None if reading.stamp.is_event else reading.stamp.snapshot_at.isoformat(),
         content=content,
     )
+    if reading.is_backfill and prior is not None:
+        # It proves nothing of the table as a whole.
+        state = replace(state, status=prior.status, reason=prior.reason, proved_by=prior.proved_by)
     added = tuple(item.file for item in staged)
     return Settled(report=_report(reading, reading.outcome, added), update=_update(reading, state))
 
@@ -218,8 +255,13 @@ def _unchanged(reading: Reading, prior: TableState, staged: Sequence[Staged], co
 
 
 def _update(reading: Reading, state: TableState) -> Update:
+    # The key is for readers, who compare by it and have no catalogue.
+    key = {"key": list(reading.endpoint.key)} if reading.endpoint.key else {}
     return Update(
-        table=reading.endpoint.name, account=reading.stamp.account, state=state, expected=reading.expected
+        table=reading.endpoint.name,
+        account=reading.stamp.account,
+        state=replace(state, state={**key, **state.state}),
+        expected=reading.expected,
     )
 
 
@@ -309,32 +351,35 @@ def last_longest_chain(prior: TableState | None) -> int:
 
 def _state(reading: Reading) -> Mapping[str, object]:
     """What the next run must know: where its windows stand, and how long the way through its pages is."""
+    if reading.is_backfill:
+        return dict(reading.prior.state) if reading.prior is not None else {}
     longest = reading.ledger.longest_chain
     # One page is what is taken for granted: most tables need no more, and their state then stays as it is.
-    return {**_windows(reading), **({_LONGEST_CHAIN: longest} if longest > 1 else {})}
+    return {
+        **_windows(reading),
+        **parents_state(_versions_read(reading)),
+        **({_LONGEST_CHAIN: longest} if longest > 1 else {}),
+    }
 
 
 def _windows(reading: Reading) -> Mapping[str, object]:
     """Up to where the windows are done, and which of them are holes."""
-    window = reading.endpoint.sync.window
+    window = reading.endpoint.sync.window or reading.followed
     if window is None:
         return {}
-    lookback = timedelta(seconds=parse_duration(window.lookback))
-    before = dict(reading.prior.state.get("windows", {})) if reading.prior is not None else {}  # type: ignore[call-overload]  # written below
+    before = progress_of(reading.prior.state) if reading.prior is not None else Progress()
     # Of parents that were never seen nothing was asked: no window is complete then.
-    complete = reading.ledger.complete_windows() if reading.is_parent_whole else frozenset[str]()
-    if not window.step and reading.outcome.status != "complete":
-        return {"windows": before}
-    if not window.step:
-        return {"windows": {"done_until": (reading.moment - lookback).astimezone(UTC).isoformat()}}
-    done_until = str(before.get("done_until") or "")
-    holes: list[str] = []
-    for span in reading.spans:
-        if span.end is None or not span.is_closed_at(reading.moment - lookback):
-            continue
-        if span.label not in complete:
-            holes.append(span.start.strftime("%Y-%m-%d"))
-        done_until = max(done_until, span.end.isoformat())
-    if not done_until and reading.spans:
-        done_until = reading.spans[0].start.isoformat()
-    return {"windows": {"done_until": done_until, "holes": holes}}
+    complete = _complete_windows(reading) if reading.is_parent_whole else frozenset[str]()
+    after = advance(before, window, reading.spans, complete, moment=reading.moment)
+    return progress_state(after)
+
+
+def _versions_read(reading: Reading) -> Mapping[str, str]:
+    """The parent's rows whose answer is in the lake now. Those that did not come again are not remembered."""
+    committed = _windows_to_commit(reading)
+    lacking = {
+        chain.parent
+        for chain in reading.ledger.chains.values()
+        if not chain.is_complete or (committed is not None and chain.window not in committed)
+    }
+    return {key: version for key, version in reading.versions.items() if key not in lacking}

@@ -7,9 +7,9 @@ Only key columns are read, and they are compared inside Arrow.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeGuard
+from typing import Any, TypeGuard
 from zlib import crc32
 
 import pyarrow as pa
@@ -26,7 +26,7 @@ __all__ = ("Uniqueness", "make_unique", "plain_row")
 _FILE, _ROW = "_file", "_row"
 _ZERO, _ONE = pa.scalar(0, pa.int64()), pa.scalar(1, pa.int64())
 
-# Keys of so many rows are held at once.
+# Keys of so many new rows are held at once, and of the lake's those that are equal to one of them.
 _ROWS_PER_PASS = 250_000
 
 
@@ -60,15 +60,14 @@ def make_unique(
     """
     if not key or not any(item.file.rows for item in staged):
         return Uniqueness(staged=tuple(staged))
-    sources = [(file.path, -1) for file in present]
-    sources += [(staged_path(run_id, item.file.path), number) for number, item in enumerate(staged)]
-    rows = sum(item.file.rows for item in staged) + sum(file.rows for file in present)
-    passes = -(-rows // _ROWS_PER_PASS)
+    sources = [(staged_path(run_id, item.file.path), number) for number, item in enumerate(staged)]
+    passes = -(-sum(item.file.rows for item in staged) // _ROWS_PER_PASS)
     without_key = 0
     doubled: list[pa.Table] = []
     schema = _key_schema(store, sources, key)
     for share in range(passes):
         table = _read_keys(store, sources, schema, share, passes)
+        table = pa.concat_tables([*_known_keys(store, present, table, schema), table]).combine_chunks()
         is_whole = _all_valid(table, key)
         without_key += (
             pc.sum(pc.and_(pc.invert(is_whole), pc.greater_equal(table[_FILE], _ZERO))).as_py() or 0
@@ -123,6 +122,56 @@ def _read_keys(
                 is_share = None if passes == 1 else _is_share(table, schema.names, share, passes)
                 parts.append(table if is_share is None else table.filter(is_share))
     return pa.concat_tables(parts).combine_chunks()
+
+
+def _known_keys(
+    store: Store, present: Sequence[DataFile], wanted: pa.Table, schema: pa.Schema
+) -> Iterator[pa.Table]:
+    """The rows of the lake whose key is among the wanted ones: however many there are, no others are held."""
+    if not present:
+        return
+    keys = wanted.select(schema.names).group_by(schema.names, use_threads=False).aggregate([])
+    values = {name: pc.unique(keys[name].drop_null()) for name in schema.names}
+    bounds = {name: _bounds(found) for name, found in values.items()}
+    for data_file in present:
+        with store.open_input(data_file.path) as stream:
+            file = pq.ParquetFile(pa.PythonFile(stream, mode="r"))
+            if not set(schema.names) <= set(file.schema_arrow.names):
+                continue  # a file that lacks a column of the key has no whole key
+            groups = [n for n in range(file.num_row_groups) if _may_hold(file.metadata.row_group(n), bounds)]
+            for batch in file.iter_batches(row_groups=groups, columns=schema.names, use_threads=False):
+                table = pa.Table.from_batches([batch]).select(schema.names).cast(schema)
+                # Most rows differ in some column of the key, which is cheaper to see than a whole key.
+                for name in schema.names:
+                    table = table.filter(pc.is_in(table[name], value_set=values[name]))
+                if table.num_rows:
+                    table = table.join(keys, keys=schema.names, join_type="left semi", use_threads=False)
+                    yield _numbered(table.select(schema.names), -1, 0)
+
+
+def _bounds(values: pa.Array) -> tuple[object, object] | None:
+    """The least and the greatest of some values; None where there is no order, or nothing."""
+    try:
+        found = pc.min_max(values).as_py()
+    except pa.ArrowNotImplementedError:
+        return None
+    return None if found["min"] is None else (found["min"], found["max"])
+
+
+def _may_hold(group: Any, bounds: Mapping[str, tuple[object, object] | None]) -> bool:
+    """False if a row group's own statistics say that it holds none of the values."""
+    for number in range(group.num_columns):
+        column = group.column(number)
+        wanted = bounds.get(column.path_in_schema)
+        found = column.statistics
+        if wanted is None or found is None or not found.has_min_max:
+            continue
+        try:
+            if found.max < wanted[0] or found.min > wanted[1]:
+                return False
+        except TypeError:
+            continue  # the statistics are of another type than the values
+    return True
 
 
 def _numbered(table: pa.Table, number: int, offset: int) -> pa.Table:

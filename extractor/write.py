@@ -98,8 +98,16 @@ class TableWriter:
     """
 
     def __init__(
-        self, store: Store, endpoint: Endpoint, stamp: Stamp, *, settings: WriteSettings, snapshot_date: str
+        self,
+        store: Store,
+        endpoint: Endpoint,
+        stamp: Stamp,
+        *,
+        settings: WriteSettings,
+        snapshot_date: str,
+        numbers: dict[str, int] | None = None,
     ) -> None:
+        """`numbers` counts the files of each folder, for runs that write a table several times."""
         self._store = store
         self._endpoint = endpoint
         self._stamp = stamp
@@ -108,7 +116,7 @@ class TableWriter:
         self._buffers: dict[PartitionKey, Buffer] = {}
         self._groups: list[RowGroup] = []
         self._open: OrderedDict[PartitionKey, OpenFile] = OrderedDict()
-        self._numbers: dict[str, int] = {}
+        self._numbers = {} if numbers is None else numbers
         self._staged: list[Staged] = []
         self.rows = 0
         self.buffered_bytes = 0

@@ -6,7 +6,7 @@ import asyncio
 import os
 import signal
 import sys
-from collections.abc import Coroutine, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypeVar
 
@@ -20,11 +20,11 @@ from extractor.errors import ExtractError
 if TYPE_CHECKING:
     from extractor.config import Config
     from extractor.dashboard.progress import Progress
-    from extractor.events import Event
+    from extractor.events import Event, Observer
     from extractor.pipeline import Interruption
     from extractor.report import RunReport
 
-__all__ = ("run_async", "run_extraction", "show_report")
+__all__ = ("run_async", "run_extraction", "run_observed", "show_report")
 
 T = TypeVar("T")
 
@@ -43,9 +43,36 @@ def run_extraction(
     Raises:
         ExtractError: what kept the run from committing anything.
     """
-    from extractor.pipeline import Interruption, extract
+    from extractor.pipeline import extract
+
+    async def work(observer: Observer, interruption: Interruption) -> RunReport:
+        return await extract(
+            config,
+            key_file=arguments.key_file,
+            observer=observer,
+            interruption=interruption,
+            accept=accept,
+            environment=environment,
+        )
 
     expected = _expected_requests(config, arguments) if _is_live(arguments) and environment is None else None
+    return run_observed(config, arguments, work, expected=expected)
+
+
+def run_observed(
+    config: Config,
+    arguments: Arguments,
+    work: Callable[[Observer, Interruption], Coroutine[object, object, RunReport]],
+    *,
+    expected: int | None = None,
+) -> RunReport:
+    """Do `work`, which is given whom to tell and what can end it, with progress, a log and signals.
+
+    Raises:
+        ExtractError: as `work`.
+    """
+    from extractor.pipeline import Interruption
+
     progress = _progress(config, arguments, expected)
     level = _level(arguments)
     log = log_lines(progress.write_line, level=level)
@@ -57,14 +84,7 @@ def run_extraction(
     async def extraction() -> RunReport:
         interruption = Interruption()
         with progress, _signals(interruption, arguments, progress):
-            return await extract(
-                config,
-                key_file=arguments.key_file,
-                observer=observe,
-                interruption=interruption,
-                accept=accept,
-                environment=environment,
-            )
+            return await work(observe, interruption)
 
     return run_async(extraction())
 

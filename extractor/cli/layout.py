@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from datetime import timedelta
 
-__all__ = ("bytes_text", "columns_text", "count_text", "seconds_text")
+__all__ = ("bytes_text", "columns_text", "count_text", "seconds_text", "table_text")
 
 
 def columns_text(
@@ -19,7 +19,14 @@ def columns_text(
     """
     kept = [place for place in range(len(heads)) if any(row[place] for row in rows)]
     heads = [heads[place] for place in kept]
-    lines = [heads, *([" ".join(row[place].split()) for place in kept] for row in rows)]
+    return table_text(heads, [[row[place] for place in kept] for row in rows], numbers=numbers)
+
+
+def table_text(
+    heads: Sequence[str], rows: Sequence[Sequence[str]], *, numbers: frozenset[str] = frozenset()
+) -> str:
+    """As `columns_text`, with every column."""
+    lines = [heads, *([" ".join(cell.split()) for cell in row] for row in rows)]
     widths = [max(len(line[place]) for line in lines) for place in range(len(heads))]
     limit = shutil.get_terminal_size().columns if sys.stdout.isatty() else 0
     return "\n".join(_line(line, heads, widths, numbers, limit) for line in lines)

@@ -54,7 +54,8 @@ def of_service(world: World, label: str, rows: Rows, service_id: str) -> Selecti
     shape = _SHAPES[label]
     start = shape.start(index)
     inserted = [o for o in range(-len(rows.inserted), 0) if rows.row(o)["service_id"] == service_id]
-    return Selection(rows, [*inserted, *range(start, start + shape.size(index))])
+    ordinals = [*inserted, *range(start, start + shape.size(index))]
+    return Selection(rows, [ordinal for ordinal in ordinals if ordinal not in rows.absent])
 
 
 def lookup(world: World, *, of_start: bool = False) -> Iterator[Row]:
@@ -73,6 +74,7 @@ def lookup(world: World, *, of_start: bool = False) -> Iterator[Row]:
 def replicas(world: World, index: int) -> Rows:
     """Services that replicate this one: whole services, listed among the services too."""
     has_replica = index % 5 == 1 and index + 1 < world.services.count
+    has_replica = has_replica and index + 1 not in world.services.absent
     return Rows.of([world.service_row(index + 1)] if has_replica else [])
 
 

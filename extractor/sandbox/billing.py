@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 
+from extractor.sandbox.history import Chapter
 from extractor.sandbox.rows import Row, Rows
 from extractor.sandbox.world import AGE_DAYS, World, instant
 
@@ -17,6 +18,7 @@ __all__ = (
     "contracts",
     "countries",
     "credit_ledger",
+    "days_billed",
     "invoice_details",
     "invoice_pdf",
     "invoices",
@@ -108,7 +110,8 @@ def credit_ledger(world: World) -> Rows:
 
 def months(world: World) -> list[str]:
     """The months "YYYY-MM" that the organization has lived in, oldest first."""
-    days = (world.anchor - timedelta(days=back) for back in range(AGE_DAYS, 0, -1))
+    until = world.elapsed // 86_400 + 1 if world.elapsed else 0
+    days = (world.anchor - timedelta(days=back) for back in range(AGE_DAYS, -until, -1))
     return sorted({day.strftime("%Y-%m") for day in days})
 
 
@@ -240,8 +243,11 @@ def contracts(world: World, params: Mapping[str, str]) -> Rows | None:
 
 def invoices(world: World) -> Rows:
     """Invoices, one for each week, newest first."""
+    listed = [_invoice(world, n) for n in range(_INVOICES)]
+    # Where time passes, an invoice comes each week, a day after its date.
+    world.narrate("invoices", lambda now: Chapter(added=int(now - world.anchor_epoch) // (7 * 86_400)))
     return world.kept(
-        "invoices", lambda: world.keyed([_invoice(world, n) for n in range(_INVOICES)], label="invoice")
+        "invoices", lambda: world.rows(_INVOICES, listed.__getitem__, lambda n: _invoice(world, -n - 1))
     )
 
 
@@ -396,7 +402,7 @@ def _number(month: str) -> int:
 
 
 def _totals(world: World, month: str) -> Row:
-    number = _number(month)
+    number, days = _number(month), days_billed(world, month)
 
     def money(kind: str, most: int) -> float:
         return world.chance.money(kind, number, most)
@@ -417,13 +423,23 @@ def _totals(world: World, month: str) -> Row:
         "support_cost": money("support", 99),
         "support_type": "enterprise",
         "tier": "power",
-        "total": money("total", 9000),
+        "total": round(money("total", 9000) + days, 4),
         "total_compute_cost": money("compute", 5000),
         "total_storage_cost": money("storage", 900),
         "undiscounted_compute_cost": money("undiscounted", 5000),
         "unused_compute_commit": money("unused commit", 100),
-        "usage_days": 1 + number % 28,
+        "usage_days": 1 + number % 28 + days,
     }
+
+
+def days_billed(world: World, month: str) -> int:
+    """How many days of a month were counted since the anchor; the last is counted a day after its end."""
+    if not world.elapsed:
+        return 0
+    start = datetime.strptime(month, "%Y-%m").replace(tzinfo=UTC)
+    end = (start + timedelta(days=32)).replace(day=1)
+    present = world.anchor + timedelta(seconds=world.elapsed - 86_400)
+    return max(0, (min(present, end) - max(world.anchor, start)).days)
 
 
 def _cost(world: World, n: int, instance: str) -> Row:
@@ -460,7 +476,7 @@ def _invoice(world: World, n: int) -> Row:
     return {
         "invoice_amount": world.chance.money("invoice", n, 9000),
         "invoice_date": date,
-        "invoice_due_date": _day(world, max(1, n * 7 - 6)),
+        "invoice_due_date": _day(world, max(1, n * 7 - 6) if n >= 0 else n * 7 - 6),
         "invoice_id": f"INV-{world.chance.bits('invoice', n) % 10**8:08d}-{n}",
         "invoice_pdf_url": f"/public/services/bcs/invoices/{n}/pdf",
         "org_id": world.org,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from extractor.sandbox import billing
 from extractor.sandbox.rows import Row, Rows
 from extractor.sandbox.world import World, instant
 
@@ -58,19 +59,21 @@ def data_source(world: World, params: Mapping[str, str]) -> Rows | None:
     return Rows.of([{**_source(world, found), "schemas": schemas}])
 
 
-def quota(world: World) -> Rows:
-    """What may be asked, and what was."""
-    rows: list[Row] = [
+def quota(world: World, month: str) -> list[Row]:
+    """What may be asked, and what was in a month "YYYY-MM"; nothing of one in which nobody was there."""
+    if month not in billing.months(world):
+        return []
+    asked = billing.days_billed(world, month)
+    return [
         {
             "description": f"{name} a month",
             "name": name,
             "unit": "count",
-            "usage": world.chance.bits("usage", n) % 500,
+            "usage": world.chance.bits(f"usage {month}", n) % 500 + asked,
             "value": 500 * (n + 1),
         }
         for n, name in enumerate(("questions", "agents", "tokens"))
     ]
-    return world.kept("quota", lambda: world.keyed(rows, label="quota"))
 
 
 def sessions(world: World) -> Rows:

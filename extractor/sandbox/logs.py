@@ -41,6 +41,8 @@ _OF_KIND = {"server": ("error-log", "audit-log", "slow-query-log"), "maxscale": 
 _NODES = tuple((nodes, proxies) for _, nodes, proxies in SHAPES)
 _ID_MODULUS = 1 << 40
 _DAY_SECONDS = 86_400
+# Archives are numbered for so many days from the anchor on where time passes, so that none changes its id.
+_HORIZON_DAYS = 800
 SPOOL_BYTES = 8 << 20
 _PIECE_BYTES = 1 << 16
 
@@ -92,14 +94,15 @@ def archive_ordinals(
 ) -> Sequence[int]:
     """The archives that start in a span of time, both ends included, of services by id, or of all."""
     rows = archive_list(world)
-    if since is None and until is None and services is None:
+    if since is None and until is None and services is None and not world.options.changes:
         return rows.ordinals()
     blocks = [range(rows.count)] if services is None else [_block(world, service) for service in services]
     # An archive's index modulo the number of days says how many days ago it began.
     days = _days(world)
     kept = {back for back in range(days) if _is_between(_day_of(world, back), since, until)}
+    kept &= set(_days_begun(world))
     # Those that came in are copies of the first.
-    has_inserted = services is None and _is_between(_day_of(world, 0), since, until)
+    has_inserted = bool(rows.inserted) and services is None and _is_between(_day_of(world, 0), since, until)
     inserted = range(-len(rows.inserted) if has_inserted else 0, 0)
     if len(kept) == days and len(blocks) == 1 and not inserted:
         return blocks[0]
@@ -126,13 +129,17 @@ def archive_of(world: World, log_id: str) -> Archive | None:
         index = _ids(world).back(int(log_id, 16))
     except ValueError:
         return None
-    return _archive(world, index) if index < _count(world) and _log_id(world, index) == log_id else None
+    if index >= _count(world) or _log_id(world, index) != log_id:
+        return None
+    archive = _archive(world, index)
+    return archive if archive.lines or not world.options.changes else None
 
 
 def log_rows(world: World) -> Iterator[Row]:
     """The lines of all archives as rows."""
-    for index in range(_count(world)):
-        yield from _rows_of(_archive(world, index), world)
+    for index in archive_ordinals(world, None, None, None):
+        if index >= 0:
+            yield from _rows_of(_archive(world, index), world)
 
 
 def log_types(world: World) -> list[Row]:
@@ -234,10 +241,32 @@ def _member_time(day: datetime) -> tuple[int, int, int, int, int, int]:
 
 
 def _days(world: World) -> int:
-    return world.options.log_days + ("growing-archive" in world.options.variants)
+    later = _HORIZON_DAYS if world.options.changes else 0
+    return world.options.log_days + ("growing-archive" in world.options.variants) + later
+
+
+def _days_begun(world: World) -> range:
+    """The days, counted back from the last, whose archives have a line by now."""
+    days = _days(world)
+    if not world.options.changes:
+        return range(days)
+    begun = next((back for back in range(days) if _lines_until_now(world, _day_of(world, back))), days)
+    return range(begun, days)
+
+
+def _lines_until_now(world: World, day: datetime) -> int:
+    """How many lines an archive has where time passes: nine of ten come on its day, the rest in two days more."""
+    total = world.options.log_lines
+    prompt = total - total // 10
+    age = int((world.anchor - day).total_seconds()) + world.elapsed
+    late = max(0, min(age - _DAY_SECONDS, 2 * _DAY_SECONDS))
+    on_time = prompt * max(0, min(age, _DAY_SECONDS)) // _DAY_SECONDS
+    return on_time + (total - prompt) * late // (2 * _DAY_SECONDS)
 
 
 def _day_of(world: World, back: int) -> datetime:
+    if world.options.changes:
+        return world.anchor + timedelta(days=_HORIZON_DAYS - 1 - back)
     has_today = "growing-archive" in world.options.variants
     return world.anchor - timedelta(days=back + (not has_today))
 
@@ -296,10 +325,12 @@ def _place(world: World, index: int) -> tuple[Server, str, int]:
 
 def _archive(world: World, index: int) -> Archive:
     server, log_type, back = _place(world, index)
-    has_today = "growing-archive" in world.options.variants
+    has_today = "growing-archive" in world.options.variants and not world.options.changes
     day = _day_of(world, back)
     is_growing = has_today and back == 0
     lines = min(world.options.log_lines, 5 + world.archive_growth) if is_growing else world.options.log_lines
+    if world.options.changes:
+        lines = _lines_until_now(world, day)
     name = f"{server.service_name}_{server.service_id}_{server.name}_{log_type}_{day:%Y-%m-%d}.log"
     is_broken = server.index == 0 and log_type == "audit-log" and back == _days(world) - 1
     return Archive(

@@ -10,7 +10,7 @@ from datetime import UTC, datetime, timedelta
 from extractor.sandbox.rows import Row
 from extractor.sandbox.world import Server, World
 
-__all__ = ("Sample", "chunks", "samples", "select", "truth")
+__all__ = ("Sample", "chunks", "samples", "scraped", "select", "truth")
 
 _CHUNK_CHARACTERS = 1 << 16
 _LONGEST_LAG_MS = 54_000
@@ -63,6 +63,7 @@ class _Target:
     head: str
     tail: str
     stamp_ms: int
+    minute: int  # of its samples; 0 where time does not pass
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,20 +103,31 @@ def chunks(world: World, service: str | None = None) -> Iterator[bytes]:
         yield "".join(parts).encode()
 
 
-def samples(world: World, service: str | None = None) -> Iterator[Sample]:
+def samples(world: World, service: str | None = None, *, minute: int | None = None) -> Iterator[Sample]:
     """The samples of a scrape, each once."""
-    for family, targets, offset in _walk(world, service):
+    for family, targets, offset in _walk(world, service, minute):
         for target in targets:
             for number in range(min(family.count, target.quota - offset)):
-                value = _value(world, family, target.index, number)
+                value = _value(world, family, target.index + target.minute, number)
                 yield Sample(
                     family.name, family.type, target.server, family.labels(number), value, target.stamp_ms
                 )
 
 
-def truth(world: World) -> Iterator[Row]:
-    """The samples as rows."""
-    for sample in samples(world):
+def scraped(world: World) -> Iterator[Row]:
+    """The samples of every scrape that was made, each once; where time does not pass, those of the one there is."""
+    known: set[tuple[str, int, tuple[tuple[str, str], ...], int]] = set()
+    for minute in sorted(world.scraped) or [world.minute]:
+        for row, sample in zip(truth(world, minute), samples(world, minute=minute), strict=True):
+            identity = (sample.name, sample.server.index, sample.labels, sample.stamp_ms)
+            if identity not in known:
+                known.add(identity)
+                yield row
+
+
+def truth(world: World, minute: int | None = None) -> Iterator[Row]:
+    """The samples of a minute, by default the present one, as rows."""
+    for sample in samples(world, minute=minute):
         server = sample.server
         yield {
             "name": sample.name,
@@ -158,8 +170,11 @@ def select(world: World, query: str) -> list[Sample] | None:
     return chosen
 
 
-def _walk(world: World, service: str | None) -> Iterator[tuple[_Family, list[_Target], int]]:
-    targets = [target for target in _targets(world) if service in (None, target.server.service_name)]
+def _walk(
+    world: World, service: str | None, minute: int | None = None
+) -> Iterator[tuple[_Family, list[_Target], int]]:
+    at = world.minute if minute is None else minute
+    targets = [target for target in _targets(world, at) if service in (None, target.server.service_name)]
     for kind, families in _FAMILIES.items():
         offset = 0
         living = [target for target in targets if target.server.kind == kind]
@@ -171,7 +186,7 @@ def _walk(world: World, service: str | None) -> Iterator[tuple[_Family, list[_Ta
             offset += family.count
 
 
-def _targets(world: World) -> Iterator[_Target]:
+def _targets(world: World, at: int) -> Iterator[_Target]:
     count = world.options.series
     total = world.server_count
     # Each server of the scrape has about ten series or more, so that a huge organization stays small here.
@@ -183,13 +198,17 @@ def _targets(world: World) -> Iterator[_Target]:
             f'{{namespace="db.{server.service_name}", server_name="{server.name}", '
             f'server_type="{server.kind}", service_name="{server.service_name}"'
         )
+        # What is read of servers on premises is five minutes old at worst, so that scrapes overlap.
+        minute = at - at % 5 if index >= total - 2 else at
+        present = minute * 60 if minute else world.anchor_epoch
         yield _Target(
             index=index,
+            minute=minute,
             server=server,
             quota=count // used + (place < count % used),
             head=head,
             tail=f', topology_type="{server.topology}"}} ' if server.topology else "} ",
-            stamp_ms=world.anchor_epoch * 1000 - 1000 - world.chance.bits("scrape", index) % _LONGEST_LAG_MS,
+            stamp_ms=present * 1000 - 1000 - world.chance.bits("scrape", index) % _LONGEST_LAG_MS,
         )
 
 
@@ -198,7 +217,7 @@ def _lines(world: World, family: _Family, target: _Target, offset: int) -> Itera
     end = f" {target.stamp_ms}\n"
     for number in range(min(family.count, target.quota - offset)):
         labels = "".join(f', {key}="{_escape(text)}"' for key, text in family.labels(number))
-        yield start + labels + target.tail + _value(world, family, target.index, number) + end
+        yield start + labels + target.tail + _value(world, family, target.index + target.minute, number) + end
 
 
 def _escape(text: str) -> str:

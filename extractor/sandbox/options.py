@@ -67,6 +67,7 @@ class SandboxOptions:
     notifications: int = 260
     seed: int = 1
     today: date | None = None
+    changes: int = 0  # a day in each collection; 0: time does not pass
     latency_ms: float = 0.0
     rate_limit: float = 0.0  # requests a second; 0: none
     token_ttl: float = 3600.0  # seconds
@@ -80,7 +81,7 @@ class SandboxOptions:
     gzip: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("services", "series", "log_lines", "notifications", "revoke_after"):
+        for name in ("services", "series", "log_lines", "notifications", "changes", "revoke_after"):
             _require(getattr(self, name) >= 0, f"{name} must not be negative")
         for name in ("latency_ms", "rate_limit"):
             value = getattr(self, name)
@@ -94,6 +95,10 @@ class SandboxOptions:
         for kind, probability in self.faults.items():
             _require(kind in FAULT_KINDS, f"unknown fault {kind!r}; known: {', '.join(FAULT_KINDS)}")
             _require(0 <= probability <= 1, f"the probability of {kind} must be 0 to 1")
+        _require(
+            not (self.changes and self.faults.get("row-inserted")),
+            "where time passes (changes), rows come by themselves: row-inserted cannot be had as well",
+        )
         for name in self.variants:
             _require(name in VARIANTS, f"unknown variant {name!r}; known: {', '.join(VARIANTS)}")
 
@@ -146,6 +151,14 @@ FLAGS = (
         read=date.fromisoformat,
         metavar="YYYY-MM-DD",
         explanation="all data lie in the 28 days before this day's UTC midnight (today)",
+    ),
+    Flag(
+        name="--changes",
+        field="changes",
+        read=int,
+        metavar="N",
+        explanation="things that happen in each collection on each day from today on; /_sandbox/time moves the "
+        "clock (0: nothing ever changes)",
     ),
     Flag(
         name="--latency-ms",

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
+from extractor.sandbox.history import Chapter
 from extractor.sandbox.rows import Row, Rows
 from extractor.sandbox.world import World
 
 __all__ = (
     "api_keys",
     "channels",
+    "ever_notified",
     "invites",
     "invites_of_invitee",
     "notification_ordinals",
@@ -163,10 +165,13 @@ def notifications(world: World) -> Rows:
 
     def fresh(number: int) -> Row:
         row = _notification(world, world.options.notifications + number)
+        if world.options.changes:
+            return {**row, "created_on": _happened_at(world, number)}
         # What comes in while pages are read happened now, not in a window already read.
         return {**row, "created_on": int(world.now())}
 
     count = world.options.notifications
+    world.narrate("notifications", lambda now: _notified_until(world, now))
     return world.kept("notifications", lambda: world.rows(count, lambda n: _notification(world, n), fresh))
 
 
@@ -185,7 +190,48 @@ def notification_ordinals(world: World, after: int | None, before: int | None) -
         and (before is None or int(str(rows.row(ordinal)["created_on"])) < before)
     ]
     kept = range(first, max(first, last))
+    if rows.absent:
+        return [ordinal for ordinal in (*inserted, *kept) if ordinal not in rows.absent]
     return [*inserted, *kept] if inserted else kept
+
+
+def ever_notified(world: World) -> Iterator[Row]:
+    """The notifications that could be read at some time until now, those that are gone among them."""
+    rows = notifications(world)
+    for ordinal in range(-len(rows.inserted), rows.count):
+        if ordinal >= 0 or _arrives_at(world, -ordinal - 1) <= world.anchor_epoch + world.elapsed:
+            yield rows.row(ordinal)
+
+
+def _happened_at(world: World, number: int) -> int:
+    """When the n-th notification after the anchor happened; some stand exactly on midnight."""
+    per_day = max(1, world.options.notifications // 27)
+    moment = world.anchor_epoch + number * _DAY // per_day
+    return moment - moment % _DAY if world.chance.bits("on midnight", number) % 7 == 0 else moment
+
+
+def _arrives_at(world: World, number: int) -> int:
+    """When it can first be read: every fifth or so is up to 48 hours late."""
+    bits = world.chance.bits("late", number)
+    happened = world.anchor_epoch + number * _DAY // max(1, world.options.notifications // 27)
+    stamped = _happened_at(world, number)
+    return happened if bits % 5 else stamped + max(happened - stamped, (bits >> 8) % (2 * _DAY + 1))
+
+
+def _notified_until(world: World, now: float) -> Chapter:
+    """What has happened, what of it cannot be read yet or any more, and what was marked as read."""
+    per_day = max(1, world.options.notifications // 27)
+    added = int((now - world.anchor_epoch) * per_day // _DAY) + 1
+    absent = {-n - 1 for n in range(added) if _arrives_at(world, n) > now}
+    changed: dict[int, Mapping[str, object]] = {}
+    for ordinal in range(-added, world.options.notifications):
+        bits = world.chance.bits("fate", ordinal)
+        since = world.anchor_epoch if ordinal >= 0 else _arrives_at(world, -ordinal - 1)
+        if bits % 15 == 3 and since + 5 * _DAY + (bits >> 16) % (20 * _DAY) <= now:
+            absent.add(ordinal)
+        elif bits % 4 == 1 and since + 3600 + (bits >> 16) % (4 * _DAY) <= now:
+            changed[ordinal] = {"marked_read": bits % 8 == 1}
+    return Chapter(added=added, absent=frozenset(absent), changed=changed)
 
 
 def _notification(world: World, n: int) -> Row:

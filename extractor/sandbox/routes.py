@@ -55,6 +55,8 @@ class Route:
     required: tuple[str, ...] = ()
     parents: Parents | None = _no_parent  # None: no truth
     truth: Callable[[World, bool], Iterator[Row]] | None = None
+    ever: Callable[[World], Iterator[Row]] | None = None  # every row that ever stood, where rows go again
+    is_event: bool = False
     is_secret: bool = False
     secret_fields: tuple[str, ...] = ()
 
@@ -161,7 +163,7 @@ def _numbered(make: Callable[[World], Rows]) -> Select:
             return None
         place = int(params["id"]) - int(str(rows.row(0)["id"]))
         found = place if 0 <= place < rows.count else rows.find_inserted("id", params["id"])
-        return None if found is None else Selection(rows, (found,))
+        return None if found is None or found in rows.absent else Selection(rows, (found,))
 
     return select
 
@@ -202,6 +204,19 @@ def _bills(make: Callable[[World, str], Row]) -> Callable[[World, bool], Iterato
     return lambda world, of_start: (make(world, month) for month in billing.months(world))
 
 
+def _quota(world: World, params: Params, query: Query) -> Selection:
+    start, end = _instant(query, "start"), _instant(query, "end")
+    if start is not None and end is not None and end <= start:
+        raise BadQuery("end must be after start")
+    month = f"{start:%Y-%m}" if start is not None else billing.months(world)[-1]
+    return Selection.of(copilot.quota(world, month))
+
+
+def _quotas(world: World, of_start: bool) -> Iterator[Row]:
+    for month in billing.months(world):
+        yield from copilot.quota(world, month)
+
+
 def _configs(world: World, params: Params, query: Query) -> Selection:
     return Selection.all(catalogue.configs(world, with_default=query.get("include_default") == "true"))
 
@@ -232,7 +247,7 @@ def _actions(world: World, params: Params, query: Query) -> Selection:
 
 
 def _all_actions(world: World, of_start: bool) -> Iterator[Row]:
-    for index in range(world.services.count):
+    for index in world.service_indices(of_start=True):
         yield from Selection.all(backups.actions(world, index))
 
 
@@ -713,6 +728,8 @@ _NOTIFICATIONS = (
     Route(
         path="/notifications/v1/notifications",
         select=_notifications,
+        ever=people.ever_notified,
+        is_event=True,
         has_tokens=True,
         filters={
             "category": _category,
@@ -748,7 +765,7 @@ _COPILOT = (
         shape="object",
         parents=_parents(copilot.data_sources, datasource_id="id"),
     ),
-    Route(path="/copilot/v1/quota/", select=_all(copilot.quota), filters={"event": _equal("name")}),
+    Route(path="/copilot/v1/quota/", select=_quota, filters={"event": _equal("name")}, truth=_quotas),
     Route(path="/copilot/v1/session/", select=_all(copilot.sessions), when_empty=404),
     Route(
         path="/copilot/v1/session/{session_id}",
@@ -775,6 +792,7 @@ _OBSERVABILITY = (
         shape="archive",
         required=("logIds",),
         truth=lambda world, of_start: logs.log_rows(world),
+        is_event=True,
     ),
     Route(
         path="/observability/v2/logs/credentials",
@@ -802,6 +820,8 @@ _OBSERVABILITY = (
         select=_nothing,
         shape="metrics",
         truth=lambda world, of_start: metrics.truth(world),
+        ever=metrics.scraped,
+        is_event=True,
     ),
     Route(path="/observability/v2/query", select=_nothing, shape="promql", required=("query",), parents=None),
     Route(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -19,16 +19,19 @@ class Rows:
     """Rows by ordinal: those of the start are 0 to count - 1, those inserted later -1, -2, and so on.
 
     A lower ordinal stands nearer to the front, and an ordinal never changes its row. So a position
-    kept as an ordinal loses nothing when rows are inserted.
+    kept as an ordinal loses nothing when rows are inserted. Where time passes, the ordinals in `absent` have
+    no row at the moment, and fields in `changed` read otherwise.
     """
 
-    __slots__ = ("_at", "_fresh", "count", "inserted")
+    __slots__ = ("_at", "_fresh", "absent", "changed", "count", "inserted")
 
     def __init__(
         self, count: int, at: Callable[[int], Row], fresh: Callable[[int], Row] | None = None
     ) -> None:
         self.count = count
         self.inserted: list[Row] = []
+        self.absent: frozenset[int] = frozenset()
+        self.changed: Mapping[int, Mapping[str, object]] = {}
         self._at = at
         self._fresh = fresh
 
@@ -39,11 +42,14 @@ class Rows:
 
     def row(self, ordinal: int) -> Row:
         """The row of an ordinal."""
-        return self._at(ordinal) if ordinal >= 0 else self.inserted[-ordinal - 1]
+        row = self._at(ordinal) if ordinal >= 0 else self.inserted[-ordinal - 1]
+        change = self.changed.get(ordinal) if self.changed else None
+        return row if change is None else {**row, **change}
 
-    def ordinals(self, *, of_start: bool = False) -> range:
+    def ordinals(self, *, of_start: bool = False) -> Sequence[int]:
         """All ordinals from the front; `of_start` leaves out what was inserted."""
-        return range(0 if of_start else -len(self.inserted), self.count)
+        whole = range(0 if of_start else -len(self.inserted), self.count)
+        return [ordinal for ordinal in whole if ordinal not in self.absent] if self.absent else whole
 
     def insert(self) -> bool:
         """Put a new row at the front; False where this collection takes no more."""
@@ -51,6 +57,13 @@ class Rows:
             return False
         self.inserted.append(self._fresh(len(self.inserted)))
         return True
+
+    def grow(self, added: int, fresh: Callable[[int, Row], Row]) -> None:
+        """Have exactly so many rows at the front; `fresh` makes those that the collection cannot, of its first."""
+        del self.inserted[added:]
+        for number in range(len(self.inserted), added):
+            own = self._fresh(number) if self._fresh is not None else fresh(number, self._at(0))
+            self.inserted.append(own)
 
     def find(self, field: str, value: str) -> int | None:
         """The ordinal of the row whose `field` reads `value`; looks at each row."""
@@ -62,7 +75,7 @@ class Rows:
     def find_inserted(self, field: str, value: str) -> int | None:
         """As `find`, among the inserted rows only."""
         for number, row in enumerate(self.inserted):
-            if str(row[field]) == value:
+            if str(row[field]) == value and -number - 1 not in self.absent:
                 return -number - 1
         return None
 

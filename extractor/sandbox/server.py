@@ -27,7 +27,7 @@ from extractor.sandbox.replies import Reply, failure, json_reply
 from extractor.sandbox.routes import ROUTES, Params, Query, Route, match, selected
 from extractor.sandbox.rows import Selection
 from extractor.sandbox.stats import Stats
-from extractor.sandbox.truth import Truth, judged_routes, rows_of
+from extractor.sandbox.truth import Truth, When, changes, judged_routes, rows_of
 from extractor.sandbox.world import World
 
 __all__ = ("running", "serve")
@@ -81,6 +81,7 @@ class _Sandbox:
     def __init__(self, options: SandboxOptions) -> None:
         self.options = options
         self.stopping = asyncio.Event()
+        self._set_to: float | None = None
         day = options.today or datetime.fromtimestamp(self.now(), UTC).date()
         self._anchor = datetime.combine(day, time_of_day(), UTC)
         digest = hashlib.blake2b(f"org {options.seed}".encode(), digest_size=4).hexdigest()
@@ -95,8 +96,8 @@ class _Sandbox:
         self._nonce = 0
 
     def now(self) -> float:
-        """Epoch seconds by the server's clock."""
-        return time.time() + self.options.clock_skew
+        """Epoch seconds by the server's clock, which stands still once it was set."""
+        return time.time() + self.options.clock_skew if self._set_to is None else self._set_to
 
     async def answer(self, request: web.BaseRequest) -> web.StreamResponse:
         """Answer one request."""
@@ -244,6 +245,9 @@ class _Sandbox:
                 return json_reply(rows, status=route.status)
 
     def _scrape(self, world: World, query: Query) -> Reply:
+        if self.options.changes:
+            world.scraped.add(world.minute)
+
         def pieces() -> Iterator[bytes]:
             return metrics.chunks(world, query.get("service") or None)
 
@@ -323,6 +327,7 @@ class _Sandbox:
         world = self._worlds.get(org)
         if world is None:
             world = self._worlds[org] = World(self.options, org, self._anchor, self.now)
+        world.catch_up()
         return world
 
     async def _send(
@@ -331,7 +336,7 @@ class _Sandbox:
         headers = dict(reply.headers)
         if reply.media_type:
             headers["Content-Type"] = reply.media_type
-        if self.options.clock_skew:
+        if self.options.clock_skew or self._set_to is not None:
             headers["Date"] = formatdate(self.now(), usegmt=True)
         if "rate-headers" in self.options.variants:
             headers |= self._bucket.headers()
@@ -348,34 +353,66 @@ class _Sandbox:
     async def _answer_about_itself(self, request: web.BaseRequest, path: str) -> web.StreamResponse:
         query = request.rel_url.query
         world = self._world_of(query["org"]) if query.get("org") else self._world(request)
-        of_start = query.get("when") == "start"
+        asked = query.get("when")
+        when: When = "start" if asked == "start" else "ever" if asked == "ever" else "now"
         if path == "/_sandbox/stats":
             return await self._send(request, json_reply(self._stats.as_json()))
         if path == "/_sandbox/reset-stats" and request.method == "POST":
             self._stats.reset()
             return await self._send(request, Reply(status=204))
+        if path == "/_sandbox/time":
+            return await self._send(request, self._tell_time(request))
+        if path == "/_sandbox/changes":
+            return await self._send(request, await self._compare(world, query))
         if path in (_TRUTH_PATH, f"{_TRUTH_PATH}/"):
             wanted = query.get("path")
             routes = judged_routes() if wanted is None else [r for r in judged_routes() if r.path == wanted]
             if not routes:
                 return await self._send(request, json_reply({"detail": f"no truth for {wanted}"}, status=404))
-            return await self._send(request, json_reply(await self._judge(world, routes, of_start)))
+            return await self._send(request, json_reply(await self._judge(world, routes, when)))
         if path.startswith(f"{_TRUTH_PATH}/"):
-            return await self._tell(request, world, unquote(path.removeprefix(_TRUTH_PATH)), of_start)
+            return await self._tell(request, world, unquote(path.removeprefix(_TRUTH_PATH)), when)
         return await self._send(request, json_reply({"detail": "no such path"}, status=404))
 
-    async def _judge(
-        self, world: World, routes: list[Route], of_start: bool
-    ) -> dict[str, Mapping[str, object]]:
+    def _tell_time(self, request: web.BaseRequest) -> Reply:
+        """The clock; with POST and `to`, set to that moment, at which it then stands still."""
+        if request.method == "POST":
+            moment = _moment(request.rel_url.query.get("to", ""))
+            if moment is None:
+                return json_reply({"detail": "to must be an RFC 3339 time"}, status=400)
+            self._set_to = moment
+        return json_reply({"now": datetime.fromtimestamp(self.now(), UTC).isoformat()})
+
+    async def _compare(self, world: World, query: Mapping[str, str]) -> Reply:
+        """What happened between two moments, by path template; templates without a change are left out."""
+        moments = [_moment(query.get(name, "")) for name in ("from", "to")]
+        first, last = moments
+        if first is None or last is None:
+            return json_reply({"detail": "from and to must be RFC 3339 times"}, status=400)
+        wanted = query.get("path")
+        routes = [r for r in judged_routes() if not r.is_event and wanted in (None, r.path)]
+
+        def found() -> dict[str, object]:
+            before, after = (
+                World(self.options, world.org, self._anchor, lambda at=at: at)  # type: ignore[misc]  # bound
+                for at in (first, last)
+            )
+            compared = {route.path: changes(before, after, route) for route in routes}
+            return {path: value for path, value in compared.items() if any(value.values())}
+
+        text = await asyncio.to_thread(lambda: row_bytes(found()))
+        return Reply(media_type="application/json", body=text)
+
+    async def _judge(self, world: World, routes: list[Route], when: When) -> dict[str, Mapping[str, object]]:
         # One computation at a time: a second asker finds the first one's results.
         async with self._truth_lock:
             return {
-                route.path: await asyncio.to_thread(self._truth.of, world, route, of_start=of_start)
+                route.path: await asyncio.to_thread(self._truth.of, world, route, when=when)
                 for route in routes
             }
 
     async def _tell(
-        self, request: web.BaseRequest, world: World, path: str, of_start: bool
+        self, request: web.BaseRequest, world: World, path: str, when: When
     ) -> web.StreamResponse:
         path = f"/{path.lstrip('/')}"
         route = ROUTES.get(path) or ROUTES.get(f"{path}/") or ROUTES.get(path.rstrip("/"))
@@ -383,9 +420,9 @@ class _Sandbox:
             return await self._send(request, json_reply({"detail": f"no truth for {path}"}, status=404))
         if request.rel_url.query.get("as") != "ndjson":
             return await self._send(
-                request, json_reply((await self._judge(world, [route], of_start))[route.path])
+                request, json_reply((await self._judge(world, [route], when))[route.path])
             )
-        rows = rows_of(world, route, of_start=of_start)
+        rows = rows_of(world, route, when=when)
 
         def pieces() -> Iterator[bytes]:
             while lines := [row_bytes(row) + b"\n" for row in islice(rows, _TRUTH_LINES)]:
@@ -396,6 +433,15 @@ class _Sandbox:
 
 def _paged_body(name: str, page: Page) -> dict[str, object]:
     return {name: page.rows, f"{name}_count": page.total, "pages_count": page.pages}
+
+
+def _moment(text: str) -> float | None:
+    """Epoch seconds of an RFC 3339 time; without a zone it is UTC."""
+    try:
+        moment = datetime.fromisoformat(text.replace(" ", "+"))
+    except ValueError:
+        return None
+    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
 
 
 def _seconds(query: Query, name: str, default: str) -> float:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime, timedelta
+from typing import Literal
 
 from extractor.digest import digest_rows
 from extractor.sandbox.routes import ROUTES, Params, Route, selected
 from extractor.sandbox.rows import Row
 from extractor.sandbox.world import World
 
-__all__ = ("Truth", "judged_routes", "rows_of")
+__all__ = ("Truth", "When", "changes", "judged_routes", "rows_of")
+
+When = Literal["now", "start", "ever"]
 
 # The integers of these names are epoch seconds, in every resource that has them as integers.
 _EPOCH_FIELDS = frozenset(
@@ -31,15 +35,15 @@ class Truth:
     """Counts and digests by route, computed when asked for and again after data changed."""
 
     def __init__(self) -> None:
-        self._known: dict[tuple[str, str, bool], tuple[int, tuple[int, str]]] = {}
+        self._known: dict[tuple[str, str, When], tuple[int, tuple[int, str]]] = {}
 
-    def of(self, world: World, route: Route, *, of_start: bool = False) -> Mapping[str, object]:
+    def of(self, world: World, route: Route, *, when: When = "now") -> Mapping[str, object]:
         """`rows` and `digest` of a route; may take long in a large world."""
-        key = (world.org, route.path, of_start)
+        key = (world.org, route.path, when)
         version = world.version
         known = self._known.get(key)
         if known is None or known[0] != version:
-            known = self._known[key] = (version, digest_rows(rows_of(world, route, of_start=of_start)))
+            known = self._known[key] = (version, digest_rows(rows_of(world, route, when=when)))
         rows, digest = known[1]
         return {"rows": rows, "digest": digest}
 
@@ -49,9 +53,17 @@ def judged_routes() -> list[Route]:
     return [route for route in ROUTES.values() if route.parents is not None and not route.is_secret]
 
 
-def rows_of(world: World, route: Route, *, of_start: bool = False) -> Iterator[Row]:
-    """All rows of a route; `of_start` leaves out what was inserted since."""
+def rows_of(world: World, route: Route, *, when: When = "now") -> Iterator[Row]:
+    """All rows of a route; `start` leaves out what was inserted since, `ever` gives those that are gone too.
+
+    Only rows of events are ever gone and still wanted: of other routes `ever` means now.
+    """
     if route.is_secret or route.parents is None:
+        return
+    of_start = when == "start"
+    if when == "ever" and route.ever is not None:
+        for row in route.ever(world):
+            yield _finished(route, {}, row)
         return
     if route.truth is not None:
         for row in route.truth(world, of_start):
@@ -64,6 +76,41 @@ def rows_of(world: World, route: Route, *, of_start: bool = False) -> Iterator[R
         for ordinal in selection.ordinals:
             if ordinal >= 0 or not of_start:
                 yield _finished(route, params, selection.rows.row(ordinal))
+
+
+def changes(before: World, after: World, route: Route) -> dict[str, list[object]]:
+    """What differs between two moments of one organization: rows `added`, `removed`, and `changed` as pairs."""
+    old, new = _by_identity(before, route), _by_identity(after, route)
+    return {
+        "added": [row for identity, row in new.items() if identity not in old],
+        "removed": [row for identity, row in old.items() if identity not in new],
+        "changed": [
+            {"before": old[identity], "after": row}
+            for identity, row in new.items()
+            if identity in old and old[identity] != row
+        ],
+    }
+
+
+# What tells the rows under one path apart: the first of these names that they have.
+_IDENTITIES = (
+    "id key_id config_key_id invoice_id offering_id meter_id payment_method_id iso3166_2 iso_short "
+    "serverDataSourceId bucket_name number name service_id subscriber_id"
+).split()
+
+
+def _by_identity(world: World, route: Route) -> dict[tuple[object, ...], Row]:
+    found: dict[tuple[object, ...], Row] = {}
+    copies: Counter[tuple[object, ...]] = Counter()
+    for row in rows_of(world, route):
+        names = [name for name in _IDENTITIES if name in row][:1]
+        params = [
+            str(row[part[1:-1]]) for part in route.segments if part.startswith("{") and part[1:-1] in row
+        ]
+        identity = (*params, *(row[name] for name in names))
+        found[(*identity, copies[identity])] = row
+        copies[identity] += 1
+    return found
 
 
 def _finished(route: Route, params: Params, row: Row) -> Row:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 from extractor.sandbox.chance import Chance, Scramble
+from extractor.sandbox.history import PLOTS, Chapter, Story
 from extractor.sandbox.options import SandboxOptions
 from extractor.sandbox.rows import Ragged, Row, Rows
 
@@ -80,7 +81,8 @@ class Server:
 class World:
     """The data of one organization, all of it decided by options and organization id.
 
-    Rows are made when asked for; only inserted ones are kept. `version` grows when data change.
+    Rows are made when asked for; only inserted ones are kept. `version` differs when data do. With the option
+    `changes` time passes: `catch_up` brings the rows to the present moment.
     """
 
     def __init__(self, options: SandboxOptions, org: str, anchor: datetime, now: Callable[[], float]) -> None:
@@ -93,7 +95,10 @@ class World:
         self.birth_epoch = self.anchor_epoch - _AGE_SECONDS
         self.archive_growth = 0
         self.choices: dict[tuple[object, ...], tuple[Rows, list[int]]] = {}  # what filters chose of late
+        self.scraped: set[int] = set()  # the minutes in which metrics were read, where time passes
         self._kept: dict[str, Rows] = {}
+        self._stories: dict[str, Callable[[float], Chapter]] = {}
+        self._present = self.anchor_epoch
         self._upgrade_deadline = instant(self.anchor_epoch - 86_400)
         self._users = tuple(self.chance.uuid("user", n) for n in range(12))
         self._configs = tuple(self.chance.uuid("config", n) for n in range(12))
@@ -102,18 +107,72 @@ class World:
         self.server_shape = Ragged(*(nodes + proxies for _, nodes, proxies in SHAPES))
         self.services = self.rows(options.services, self._service, self._fresh_service)
         self._kept["services"] = self.services
+        self._tell("services")
+        self.catch_up()
 
     @property
     def version(self) -> int:
-        """A number that changes whenever a row was added."""
+        """A number that changes whenever a row was added or time has passed."""
+        if self.options.changes:
+            return self._present
         return self.archive_growth + sum(len(rows.inserted) for rows in self._kept.values())
+
+    @property
+    def elapsed(self) -> int:
+        """Seconds since the anchor at which the rows stand; 0 where time does not pass."""
+        return self._present - self.anchor_epoch
+
+    @property
+    def minute(self) -> int:
+        """The minute since the epoch at which the rows stand; 0 where time does not pass."""
+        return self._present // 60 if self.options.changes else 0
+
+    def catch_up(self) -> None:
+        """Bring the rows to the present second."""
+        present = max(self.anchor_epoch, int(self.now()))
+        if self.options.changes and present != self._present:
+            self._present = present
+            for name in self._kept:
+                self._tell(name)
 
     def kept(self, name: str, make: Callable[[], Rows]) -> Rows:
         """The collection of that name, made once, so that what is inserted stays."""
         rows = self._kept.get(name)
         if rows is None:
             rows = self._kept[name] = make()
+            self._tell(name)
         return rows
+
+    def narrate(self, name: str, story: Callable[[float], Chapter]) -> None:
+        """Let the collection of that name go by a story of its own."""
+        if name not in self._stories:
+            self._stories[name] = story
+            if name in self._kept:
+                self._tell(name)
+
+    def _tell(self, name: str) -> None:
+        if not self.options.changes:
+            return
+        rows = self._kept[name]
+        if name not in self._stories:
+            plot = PLOTS.get(name)
+            if plot is None or not rows.count:
+                return
+            self._stories[name] = Story(
+                name,
+                plot,
+                self.chance,
+                anchor=self.anchor_epoch,
+                per_day=self.options.changes,
+                count=rows.count,
+            ).chapter
+        chapter = self._stories[name](self._present)
+        key = PLOTS[name].key if name in PLOTS else "id"
+        rows.grow(
+            chapter.added,
+            lambda number, first: {**first, key: self.chance.uuid(f"added {name}", number)},
+        )
+        rows.absent, rows.changed = chapter.absent, chapter.changed
 
     def rows(self, count: int, at: Callable[[int], Row], fresh: Callable[[int], Row] | None = None) -> Rows:
         """A collection of this world, with the keys that the variants add and take away."""
@@ -150,7 +209,9 @@ class World:
         if len(service_id) != 14 or not service_id[5:].isascii() or not service_id[5:].isdigit():
             return None
         index = self._service_numbers.back(int(service_id[5:]))
-        is_known = index < self.services.count + len(self.services.inserted)
+        count = self.services.count
+        is_known = index < count + len(self.services.inserted)
+        is_known = is_known and (index if index < count else count - index - 1) not in self.services.absent
         return index if is_known and self.service_id(index) == service_id else None
 
     def service_name(self, index: int) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
+from extractor.normal import canonical
 from extractor.testing.clock import VirtualClock
-from extractor.testing.normal import canonical
 
 __all__ = ("VirtualClock", "canonical")

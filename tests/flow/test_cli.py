@@ -33,17 +33,8 @@ from extractor.errors import (
 )
 
 VERBS = (
-    "run",
-    "demo",
-    "init",
-    "plan",
-    "check",
-    "catalog",
-    "runs",
-    "show",
-    "files",
-    "compact",
-    "expire",
+    *("run", "demo", "init", "plan", "check", "catalog"),
+    *("runs", "show", "files", "sql", "diff", "verify", "backfill", "compact", "expire"),
     "sandbox",
 )
 KEY = "skysql.1zzz.ab12cd34." + "Q7" * 18 + ".0a1b2c3d"

@@ -375,7 +375,7 @@ def test_only_complete_windows_are_committed_and_the_others_stay_holes() -> None
     assert told(settled) == ("partial", 2, 2)
     assert lake.ids == ["b", "c"]
     assert lake.prior is not None
-    assert lake.prior.state == {"windows": {"done_until": "2026-11-22T00:00:00+00:00", "holes": [FIRST]}}
+    assert lake.prior.state["windows"] == {"done_until": "2026-11-22T00:00:00+00:00", "holes": [FIRST]}
     assert lake.prior.snapshot_at is None
 
 
@@ -388,7 +388,7 @@ def test_a_hole_is_filled_by_the_run_that_reads_it() -> None:
 
     assert (told(settled), lake.ids) == (("complete", 1, 1), ["a", "b"])
     assert lake.prior is not None
-    assert lake.prior.state == {"windows": {"done_until": "2026-11-22T00:00:00+00:00", "holes": []}}
+    assert lake.prior.state["windows"] == {"done_until": "2026-11-22T00:00:00+00:00", "holes": []}
 
 
 def test_a_window_is_done_only_when_the_lookback_is_over() -> None:
@@ -397,7 +397,7 @@ def test_a_window_is_done_only_when_the_lookback_is_over() -> None:
     lake.run({FIRST: "[]", SECOND: "[]"}, at=datetime(2026, 11, 22, 0, 59, tzinfo=UTC))
 
     assert lake.prior is not None
-    assert lake.prior.state == {"windows": {"done_until": "2026-11-21T00:00:00+00:00", "holes": []}}
+    assert lake.prior.state["windows"] == {"done_until": "2026-11-21T00:00:00+00:00", "holes": []}
 
 
 def test_rows_of_events_are_added_once_at_first_sight() -> None:
@@ -488,3 +488,12 @@ def test_a_window_that_lost_all_its_rows_has_none() -> None:
     settled = lake.run({"2026-10": page("a"), "2026-11": "[]"})
 
     assert (settled.report.status, lake.ids) == ("complete", ["a"])
+
+
+def test_each_key_stands_once_in_each_window_that_is_read_anew() -> None:
+    lake = Lake(endpoint=BILLS)
+
+    settled = lake.run({"2026-10": page("a", "a"), "2026-11": page("a", n=1)})
+
+    assert told(settled) == ("complete", 2, 2)
+    assert lake.ids == ["a", "a"]

@@ -252,3 +252,55 @@ def test_a_large_table_read_again_whole_is_known_row_by_row() -> None:
     assert counts(found) == (1, many, (), 0)
     assert rows_of(store, found.staged) == [[{"id": "new"}]]
     assert time.process_time() - begun < 30
+
+
+def _peak_bytes(files: int) -> int:
+    """The most that Arrow held while a thousand new rows were looked up in so many files of the lake."""
+    store = MemoryStore()
+    rows = 20_000
+
+    def table(first: int, count: int) -> pa.Table:
+        ids = pa.array(range(first, first + count), pa.int64())
+        # No row group can be passed over: each holds the whole range of both columns.
+        return pa.table(
+            {"series": ids.cast(pa.string()), "id": pa.array([n * 7919 % 100_003 for n in ids.to_pylist()])}
+        )
+
+    present = [
+        described(f"t/{n}.parquet", t := table(n * rows, rows), put(store, f"t/{n}.parquet", t, 10_000))
+        for n in range(files)
+    ]
+    staged = stage(store, pa.concat_tables([table(0, 500), table(10**9, 500)]))
+    before, pool = pa.default_memory_pool(), pa.proxy_memory_pool(pa.default_memory_pool())
+    pa.set_memory_pool(pool)
+    try:
+        found = make_unique(store, RUN, staged, ["series", "id"], present=present)
+    finally:
+        pa.set_memory_pool(before)
+    assert (found.known, sum(item.file.rows for item in found.staged)) == (500, 500)
+    return int(pool.max_memory())
+
+
+def test_memory_does_not_grow_with_the_rows_that_the_lake_holds() -> None:
+    few, many = _peak_bytes(2), _peak_bytes(20)
+
+    assert many < 1.3 * few
+
+
+def test_row_groups_that_can_hold_none_of_the_new_keys_are_not_read() -> None:
+    store = MemoryStore()
+    old = of(range(100), at=range(100))
+    present = landed(store, old)
+    content = store.read(present[0].path)
+    file = pq.ParquetFile(pa.BufferReader(content))
+    for number in range(file.num_row_groups):
+        column = file.metadata.row_group(number).column(0)
+        if file.metadata.row_group(number).column(0).statistics.max < 90:
+            start, size = column.data_page_offset, column.total_compressed_size
+            content = content[:start] + b"\0" * (size - 8) + content[start + size - 8 :]
+    store.put(present[0].path, content)
+    staged = stage(store, of([95, 200], at=[95, 200]))
+
+    found = make_unique(store, RUN, staged, ["id"], present=present)
+
+    assert rows_of(store, found.staged) == [[{"id": 200, "at": 200}]]

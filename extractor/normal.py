@@ -12,7 +12,7 @@ import pyarrow as pa
 from extractor.digest import format_time, normalise
 from extractor.schema import JSON_TEXT, NANOS, RESCUED
 
-__all__ = ("canonical",)
+__all__ = ("canonical", "json_value")
 
 _VERSION = "__v"
 
@@ -74,6 +74,19 @@ def _merge(base: object, left: object) -> object:
             merged[key] = _merge(merged.get(key), value)
         return merged
     return left
+
+
+def json_value(value: object) -> object:
+    """A value of a normal row for `json.dumps`: what a double would round is the text of its digits."""
+    match value:
+        case Decimal():
+            return format(value, "f")
+        case dict():
+            return {key: json_value(item) for key, item in value.items()}
+        case list():
+            return [json_value(item) for item in value]
+        case _:
+            return value
 
 
 class _Reader:

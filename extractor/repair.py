@@ -1,0 +1,346 @@
+"""After `verify`: what is damaged or foreign is moved aside, and the lake goes on without it.
+
+One commit takes the files out of the log. A snapshot goes back to the newest earlier one that is whole, a window to
+its last whole reading, and the windows of lost events are open again, so that the next run reads them.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, date, datetime
+from functools import partial
+from secrets import token_hex
+
+from extractor.batch import NULL_PARTITION
+from extractor.clock import Clock, SystemClock
+from extractor.commit import (
+    CommitLog,
+    Leases,
+    LogEntry,
+    TableKey,
+    TableState,
+    Update,
+    commit,
+    publish,
+    roll_forward,
+)
+from extractor.endpoint import Endpoint
+from extractor.errors import CommitConflict, LakeBusy
+from extractor.places import places
+from extractor.store import Store, StoreMissing
+from extractor.verify import Finding, Target, check_files, read_log
+from extractor.write import DataFile
+
+__all__ = ("ASIDE", "Repair", "repair")
+
+ASIDE = "_extractor/aside"
+"""Where repaired lakes keep what was taken out of them; nobody reads it."""
+
+_PAUSE_SECONDS = 2.0
+_REPLANS = 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Repair:
+    """What was done: the entry's run id, empty if the log needed none; where each file is now; and what is lost."""
+
+    run_id: str
+    moved: Mapping[str, str]
+    lost: tuple[str, ...]
+
+    def to_json(self) -> dict[str, object]:
+        return {"run_id": self.run_id, "moved": dict(self.moved), "lost": list(self.lost)}
+
+
+def repair(
+    store: Store,
+    log: CommitLog,
+    findings: Sequence[Finding],
+    *,
+    endpoints: Mapping[str, Endpoint] | None = None,
+    clock: Clock | None = None,
+    wait_seconds: float = 3600,
+    pause: Callable[[float], None] = time.sleep,
+    observe: Callable[[str], None] = lambda line: None,
+) -> Repair:
+    """Take the files of `findings` out of the lake, by one commit, and then out of the folders of the tables.
+
+    `endpoints` tell how the windows of lost events are cut. Waits up to `wait_seconds` for runs that write those
+    tables; `observe` is told of it, once.
+    Raises: LakeBusy if such a run goes on for longer; LakeError if the lake cannot be written.
+    """
+    clock = clock or SystemClock()
+    run_id = f"{clock.now():%Y%m%dT%H%M%SZ}-{token_hex(4)}"
+    store.check_writable()
+    for _ in range(_REPLANS):
+        newest = log.newest()
+        if newest is None:
+            break
+        keys = _concerned(newest, findings)
+        patient = _Patient(store=store, log=log, newest=newest, endpoints=endpoints or {}, run_id=run_id)
+        plan = patient.plan(findings)
+        leases = Leases(store, run_id=run_id, clock=clock, tables=keys)
+        _acquire(leases, wait_seconds, pause, observe)
+        try:
+            roll_forward(store, log, leases)
+            if _is_as_planned(newest, log.newest(), keys):
+                return _carry_out(store, log, newest, plan, findings, run_id, clock, leases)
+        finally:
+            leases.release()
+    raise CommitConflict(f"cannot repair lake {store.uri}: other writers were always first; try again")
+
+
+def _concerned(newest: LogEntry, findings: Iterable[Finding]) -> list[TableKey]:
+    tables = {found.table for found in findings}
+    return sorted(key for key in newest.tables if key[0] in tables)
+
+
+def _acquire(
+    leases: Leases, wait_seconds: float, pause: Callable[[float], None], observe: Callable[[str], None]
+) -> None:
+    waited = 0.0
+    while True:
+        try:
+            leases.acquire()
+        except LakeBusy as busy:
+            if waited >= wait_seconds:
+                raise
+            if not waited:
+                observe(f"waiting: {busy.message}")
+            pause(_PAUSE_SECONDS)
+            waited += _PAUSE_SECONDS
+        else:
+            return
+
+
+def _is_as_planned(planned: LogEntry, newest: LogEntry | None, keys: Iterable[TableKey]) -> bool:
+    return newest is not None and all(planned.tables.get(key) == newest.tables.get(key) for key in keys)
+
+
+# --- what becomes of the tables -----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Plan:
+    updates: tuple[Update, ...]
+    removed: tuple[str, ...]
+    """Paths that no reader of an earlier state shall look for any more."""
+    lost: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Patient:
+    """A lake after one entry, and what is known of its endpoints."""
+
+    store: Store
+    log: CommitLog
+    newest: LogEntry
+    endpoints: Mapping[str, Endpoint]
+    run_id: str
+
+    def plan(self, findings: Sequence[Finding]) -> _Plan:
+        bad = {found.path: found for found in findings if found.kind != "extra"}
+        updates: list[Update] = []
+        lost: list[str] = []
+        current: set[str] = set()
+        for table, account in _concerned(self.newest, bad.values()):
+            state = self.log.state_of(self.newest, table, account)
+            gone = [file for file in state.files if file.path in bad]
+            if not gone:
+                continue
+            current.update(file.path for file in gone)
+            healed, lines = self._healed(state, gone)
+            lost += lines
+            expected = self.newest.tables[table, account]
+            updates.append(Update(table=table, account=account, state=healed, expected=expected))
+        for path in sorted(bad.keys() - current):
+            found = bad[path]
+            lost.append(f"{found.table}: {_rows(found.rows)} of {path}, which only earlier states had")
+        return _Plan(updates=tuple(updates), removed=tuple(sorted(bad)), lost=tuple(lost))
+
+    def _healed(self, state: TableState, gone: Sequence[DataFile]) -> tuple[TableState, list[str]]:
+        """The state without those files, and in words what is lost with them."""
+        if state.snapshot_at is None:
+            return self._without_events(state, gone)
+        if state.sync == "window":
+            return self._with_earlier_windows(state, gone)
+        return self._earlier_snapshot(state)
+
+    def _without_events(self, state: TableState, gone: Sequence[DataFile]) -> tuple[TableState, list[str]]:
+        paths = {file.path for file in gone}
+        files = tuple(file for file in state.files if file.path not in paths)
+        days = {_partition(file, "event_date") for file in gone}
+        rows = _rows(sum(file.rows for file in gone))
+        shown = ", ".join(sorted(day if day != NULL_PARTITION else "no date" for day in days))
+        opened, is_read_again = self._reopened(state, days)
+        outlook = (
+            "the next run reads them again, as far as the API still has them"
+            if is_read_again
+            else "what the API still has of them comes with the next run"
+        )
+        healed = replace(
+            state,
+            files=files,
+            rows=sum(file.rows for file in files),
+            state=opened,
+            status="partial",
+            reason=f"{rows} of {shown} were lost (repair {self.run_id})",
+        )
+        return healed, [f"{state.table}: {rows} of {shown}; {outlook}"]
+
+    def _reopened(self, state: TableState, days: Iterable[str]) -> tuple[dict[str, object], bool]:
+        """What the next run knows: the windows of those days are holes, or not done yet."""
+        # What is remembered of the parent's rows says that nothing is new under them: now something is.
+        known = {name: value for name, value in state.state.items() if not name.startswith("parent:")}
+        windows = known.pop("windows", None)
+        if not isinstance(windows, Mapping) or NULL_PARTITION in days:
+            return known, windows is not None
+        opened = dict(windows)
+        endpoint = self.endpoints.get(state.table)
+        window = endpoint.sync.window if endpoint is not None else None
+        if window is None or window.step:
+            opened["holes"] = sorted({*(opened.get("holes") or ()), *days})
+        elif until := str(opened.get("done_until") or ""):
+            first = datetime.combine(date.fromisoformat(min(days)), datetime.min.time(), UTC)
+            opened["done_until"] = min(until, first.isoformat())
+        return {**known, "windows": opened}, True
+
+    def _with_earlier_windows(
+        self, state: TableState, gone: Sequence[DataFile]
+    ) -> tuple[TableState, list[str]]:
+        labels = sorted({_partition(file, "window") for file in gone})
+        kept = [file for file in state.files if _partition(file, "window") not in labels]
+        lines: list[str] = []
+        for label in labels:
+            is_of_window = partial(_is_of_window, label)
+            what = f"{state.table}: the reading of window {label}"
+            what += f" ({_rows(sum(file.rows for file in filter(is_of_window, state.files)))})"
+            found = self._earlier(state, is_of_window)
+            if found is None:
+                lines.append(f"{what}; the next run reads it again")
+                continue
+            earlier, files = found
+            kept += files
+            lines.append(f"{what}; back to that of run {earlier.run_id}, and the next run reads it again")
+        opened, _ = self._reopened(state, {f"{label}-01"[:10] for label in labels})
+        healed = replace(
+            state,
+            files=tuple(sorted(kept, key=lambda file: file.path)),
+            rows=sum(file.rows for file in kept),
+            state=opened,
+            status="partial",
+            reason=f"windows {', '.join(labels)} were damaged (repair {self.run_id})",
+            content="",
+        )
+        return healed, lines
+
+    def _earlier_snapshot(self, state: TableState) -> tuple[TableState, list[str]]:
+        what = f"{state.table}: the snapshot of run {state.run_id} ({_rows(state.rows)})"
+        found = self._earlier(state, lambda file: True)
+        if found is None:
+            reason = f"its snapshot was damaged, and there is no earlier one (repair {self.run_id})"
+            lost = replace(state, files=(), rows=0, status="failed", reason=reason, content="")
+            return lost, [f"{what}; there is no earlier one, and the next run reads the table again"]
+        earlier, files = found
+        healed = replace(
+            earlier,
+            files=files,
+            rows=sum(file.rows for file in files),
+            columns=state.columns,
+            state=state.state,
+            status="partial",
+            reason=f"the snapshot of run {state.run_id} was damaged (repair {self.run_id})",
+            content="",
+        )
+        return healed, [f"{what}; back to that of run {earlier.run_id} ({_rows(healed.rows)})"]
+
+    def _earlier(
+        self, state: TableState, belongs: Callable[[DataFile], bool]
+    ) -> tuple[TableState, tuple[DataFile, ...]] | None:
+        """The newest earlier state that has such files, and all of them whole; with those files."""
+        key = (state.table, state.account)
+        known = read_log(self.log)
+        seen = {tuple(sorted(file.path for file in state.files if belongs(file)))}
+        digests: set[str] = set()
+        for entry in self.log.backwards(self.newest):
+            reference = entry.tables.get(key)
+            if reference is None or reference.digest in digests:
+                continue
+            digests.add(reference.digest)
+            earlier = self.log.state_of(entry, *key)
+            wanted = {
+                file.path: Target(
+                    file=file, table=key[0], account=key[1], columns=earlier.columns, is_event=False
+                )
+                for file in earlier.files
+                if belongs(file)
+            }
+            targets, dropped = known.follow(wanted)
+            paths = tuple(target.file.path for target in targets)
+            if not paths or dropped or paths in seen:
+                continue
+            seen.add(paths)
+            if not any(check_files(self.store, targets, self.newest.publishing)):
+                return earlier, tuple(target.file for target in targets)
+        return None
+
+
+def _rows(count: int) -> str:
+    return f"{count:,} row{'' if count == 1 else 's'}"
+
+
+def _is_of_window(label: str, file: DataFile) -> bool:
+    return _partition(file, "window") == label
+
+
+def _partition(file: DataFile, name: str) -> str:
+    return dict(file.partition).get(name, NULL_PARTITION)
+
+
+# --- doing it -----------------------------------------------------------------------------------------------
+
+
+def _carry_out(
+    store: Store,
+    log: CommitLog,
+    newest: LogEntry,
+    plan: _Plan,
+    findings: Sequence[Finding],
+    run_id: str,
+    clock: Clock,
+    leases: Leases,
+) -> Repair:
+    entry: LogEntry | None = None
+    if plan.removed:
+        entry = commit(
+            store,
+            log,
+            run_id=run_id,
+            updates=plan.updates,
+            summary={"warnings": [f"lost: {line}" for line in plan.lost]},
+            source=newest.source,
+            started_at=clock.now(),
+            clock=clock,
+            leases=leases,
+            status="repaired",
+            replaced=dict.fromkeys(plan.removed, ()),
+        )
+    moved: dict[str, str] = {}
+    beaten = clock.monotonic()
+    for found in findings:
+        if clock.monotonic() - beaten > leases.heartbeat_seconds:
+            leases.beat()
+            beaten = clock.monotonic()
+        aside = f"{ASIDE}/{run_id}/{found.path}"
+        for place in places(found.path, newest.publishing):
+            try:
+                store.move(place, aside)
+            except StoreMissing:
+                continue
+            moved[found.path] = aside
+            break
+    if entry is not None:
+        publish(store, log, entry)
+    return Repair(run_id=run_id if entry is not None else "", moved=moved, lost=plan.lost)
