@@ -13,6 +13,8 @@ BENCH_ARGS ?=
 
 LAWS_ARGS ?= --seeds 0-10000
 
+FUZZ_ARGS ?=
+
 # Folders are in the list so that a file that goes away counts as a change too.
 SOURCES := pyproject.toml README.md LICENSE \
 	$(shell find extractor config -not -name '__pycache__' -not -name '*.py[co]')
@@ -23,7 +25,7 @@ LOCKED := import sys; sys.exit((sys.implementation.name, sys.platform, sys.versi
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help setup demo check lint types imports test format lock clean bench bench-memory bench-pacing runs-8640 laws laws-mutations nights backfill-year
+.PHONY: help setup demo check lint types imports test format lock clean bench bench-memory bench-pacing runs-8640 laws laws-mutations nights backfill-year spark fuzz audit
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-14s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -72,11 +74,23 @@ laws: $(VENV)/.developed ## whole runs in 10,000 made-up worlds; LAWS_ARGS="--se
 laws-mutations: $(VENV)/.developed ## plant each known bug in a copy, and see that the laws find it
 	@$(BIN)/python -m tests.laws.mutations
 
+# In an environment of its own: Spark is 800 MB, and needs Java.
+spark: build/spark/.installed ## read a lake of ten changing nights with Spark, too, with what `ddl` prints for it
+	@build/spark/bin/python -m pytest -q --timeout 300 tests/flow/test_readers.py
+
 nights: $(VENV)/.developed ## thirty nights of an account that lives on, without crashes and with; NIGHTS_ARGS="--seed 2"
 	@$(BIN)/python -m tests.nights $(NIGHTS_ARGS)
 
 backfill-year: $(VENV)/.developed ## a year of notifications and log archives, killed twice, beside two nightly runs
 	@$(BIN)/python -m tests.nights.year
+
+fuzz: $(VENV)/.developed ## ten minutes of damaged input for each reader; FUZZ_ARGS="--target json --minutes 2"
+	@$(BIN)/python -m tests.fuzz $(FUZZ_ARGS)
+
+audit: ## known vulnerabilities of what is locked; needs a network
+	@test -x build/audit/bin/pip-audit || { $(PYTHON) -m venv build/audit && build/audit/bin/python -m pip \
+		--disable-pip-version-check --quiet install 'pip-audit>=2.9'; }
+	@build/audit/bin/pip-audit --strict --disable-pip --require-hashes -r $(LOCK)
 
 lock: ## resolve the developers' requirements anew, into requirements/ci.txt
 	@rm -rf build/lock
@@ -102,6 +116,12 @@ $(BENCH)/.installed: requirements/bench.txt $(SOURCES)
 	@for name in venv venv-peers; do test -x $(BENCH)/$$name/bin/python || $(PYTHON) -m venv $(BENCH)/$$name || exit; done
 	@$(BENCH)/venv/bin/python -m pip --disable-pip-version-check --quiet install .
 	@$(BENCH)/venv-peers/bin/python -m pip --disable-pip-version-check --quiet install -r requirements/bench.txt
+	@touch $@
+
+build/spark/.installed: requirements/spark.txt $(SOURCES)
+	@echo "installing skysql-extractor and Spark into build/spark"
+	@test -x build/spark/bin/python || $(PYTHON) -m venv build/spark
+	@build/spark/bin/python -m pip --disable-pip-version-check --quiet install '.[dev]' -r requirements/spark.txt
 	@touch $@
 
 # Three stamps: the package with what it needs, the developers' tools, the package among those tools.

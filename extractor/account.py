@@ -495,8 +495,7 @@ class AccountRun:
         """The rows of a page are with the sink: count them, and ask for their children."""
         table = self.tables[page.request.table]
         table.ledger.chains[page.request.chain].undecoded -= 1
-        table.ledger.pages += 1
-        table.ledger.rows += rows
+        table.ledger.count_page(rows)
         if page.response is not None:
             self._attempts.pop(page.request.identity, None)
         if batch is not None:
@@ -512,7 +511,6 @@ class AccountRun:
         chain.undecoded -= 1
         if isinstance(failure, DriftRefused):
             table.ledger.drift_refused = failure.message
-            table.ledger.note_drift([failure.message])
             self._fail_chain(table, request, failure.message)
             return
         # JSON was checked before its chain went on, so that asking again would not help; other formats are one
@@ -671,7 +669,8 @@ class AccountRun:
                         f"{self._base_url} could not be reached: {failure.message} ({reason}); "
                         "check source.base_url and the network, then run again"
                     )
-                self._give_up(table, request, f"{request.label}: {_told(failure)} ({reason})")
+                tried = f" ({reason})" if classify(failure) is Verdict.TRANSIENT else ""
+                self._give_up(table, request, f"{request.label}: {_told(failure)}{tried}")
 
     def _give_up(
         self, table: TableRun, request: PageRequest, reason: str, *, is_absent: bool = False
@@ -786,7 +785,11 @@ class AccountRun:
 
 def _open(table: TableRun, response: Response) -> Envelope | None:
     """The rows of an answer in JSON and what it says of paging; None for other formats."""
-    if response.size_bytes == 0 or response.status == 204:
+    if response.size_bytes == 0:
+        if response.status == 200 and table.endpoint.format in ("json", "log_archive"):
+            raise MalformedBody("the body is empty, with status 200")
+        return Envelope(rows=b"[]", facts={})
+    if response.status == 204:
         return Envelope(rows=b"[]", facts={})
     match table.endpoint.format:
         case "json":
@@ -819,5 +822,6 @@ def _is_read(child: TableRun, key: str, version: str) -> bool:
 
 
 def _told(failure: ExtractError) -> str:
-    """A failure for people, without the path that it begins with."""
-    return failure.message.partition(": ")[2] or failure.message
+    """A failure for people, without the path that one of the network begins with."""
+    path, _, what = failure.message.partition(": ")
+    return what if what and path.startswith("/") else failure.message

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
 
@@ -21,15 +22,18 @@ except PackageNotFoundError:
     __version__ = "0"
 
 
-def run(config: Config, *, key_file: str = "", observer: Observer = ignore) -> RunReport:
+def run(
+    config: Config, *, key_file: str = "", observer: Observer = ignore, accept: Sequence[str] = ()
+) -> RunReport:
     """Extract everything that the configuration selects into its lake, once, and say what was done.
 
-    Not for use inside a running event loop: there, `await extract(config)`.
+    `accept` names tables that are published this time whatever checks or the schema policy say. Not for use inside
+    a running event loop: there, `await extract(config)`.
 
     Raises:
         ConfigError, AuthError, LakeError, SourceUnreachable: as `extract`; nothing new is in the lake then.
     """
-    return asyncio.run(extract(config, key_file=key_file, observer=observer))
+    return asyncio.run(extract(config, key_file=key_file, observer=observer, accept=accept))
 
 
 def backfill(

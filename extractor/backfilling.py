@@ -172,6 +172,8 @@ class _Backfill(Run):
                     await self._executor.run(self._store.delete_folder, f"_extractor/staging/{self._run_id}")
                 await self._executor.run(sign_of_life.release)
             told = gravest(error)
+            self._secrets.clean(error)
+            self._secrets.clean(told)
             if told is error:
                 raise
             raise told from error
@@ -278,7 +280,7 @@ class _Backfill(Run):
         is_last: bool,
     ) -> RunReport:
         settled = self._with_progress(await self._settle(newest), spans)
-        self._add_up(self._report(settled, interruption))
+        self._add_up(self._secrets.report(self._report(settled, interruption)))
         report = self._summary(interruption)
         if report.exit_code == 4:
             return report

@@ -37,6 +37,7 @@ __all__ = (
     "find_key",
     "is_loopback",
     "load_config",
+    "nearest_name",
     "parse_duration",
 )
 
@@ -125,6 +126,17 @@ class Checks(_Table, frozen=True, kw_only=True):
     unique_key: bool = True
     max_drop: float = 1.0
     min_rows: int = 20
+    max_nulls: dict[str, float] = {}
+    """Of one table only, as what follows: by column the share of rows that may be without a value."""
+    max_age: dict[str, str] = {}
+    """By column of times, how old the newest may be."""
+    references: dict[str, str] = {}
+    """By column the `table.column` that holds each of its values."""
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns that are looked at, each once."""
+        return tuple(dict.fromkeys((*self.max_nulls, *self.max_age, *self.references)))
 
 
 class Notify(_Table, frozen=True, kw_only=True):
@@ -271,7 +283,7 @@ def _convert(
         if key not in types:
             where = origin.get(f"{section}.{key}", file)
             raise ConfigError(
-                f"{where}: unknown key {section}.{key}{_nearest(key, set(types), section + '.')}"
+                f"{where}: unknown key {section}.{key}{nearest_name(key, set(types), section + '.')}"
             )
     for key, value in given.items():
         try:
@@ -332,6 +344,7 @@ def _check(config: Config, origin: Mapping[str, str], file: str) -> None:
     for where, checks in all_checks.items():
         if not 0 <= checks.max_drop <= 1:
             refuse(f"{where}.max_drop", "is a share between 0 and 1")
+        _check_columns(where, checks, refuse)
     for key in ("base_url", "token_url", "keyinfo_url"):
         _check_origin(f"source.{key}", getattr(config.source, key), origin, file)
     if config.run.since != "all":
@@ -355,6 +368,25 @@ def _check(config: Config, origin: Mapping[str, str], file: str) -> None:
             raise ConfigError(
                 f"{file}: [[accounts]]: the name {name!r} may hold letters, digits, _, . and - only"
             )
+
+
+def _check_columns(where: str, checks: Checks, refuse: Callable[[str, str], None]) -> None:
+    """The checks of columns: they are of one table, and say what can be."""
+    if where == "checks" and checks.columns:
+        kind = next(name for name in ("max_nulls", "max_age", "references") if getattr(checks, name))
+        refuse(f"checks.{kind}", f"is for one table: write it as [checks.TABLE.{kind}]")
+    for column, share in checks.max_nulls.items():
+        if not 0 <= share <= 1:
+            refuse(f"{where}.max_nulls.{column}", "is a share between 0 and 1")
+    for column, age in checks.max_age.items():
+        try:
+            parse_duration(age)
+        except ConfigError as error:
+            refuse(f"{where}.max_age.{column}", f"is a time: {error.message}")
+    for column, target in checks.references.items():
+        table, dot, other = target.partition(".")
+        if not (table and dot and other):
+            refuse(f"{where}.references.{column}", f'is {target!r}; write it as "table.column"')
 
 
 def _check_origin(key: str, url: str, origin: Mapping[str, str], file: str) -> None:
@@ -405,7 +437,7 @@ def _read_toml(path: Path) -> dict[str, object]:
 def _known_section(section: str, where: str) -> None:
     if section not in _SECTIONS:
         raise ConfigError(
-            f"{where}: unknown table {section}{_nearest(section, {*_SECTIONS, 'accounts'}, '')}"
+            f"{where}: unknown table {section}{nearest_name(section, {*_SECTIONS, 'accounts'}, '')}"
         )
 
 
@@ -463,7 +495,8 @@ def _parse_setting(dotted: str, text: str) -> object:
         return text
 
 
-def _nearest(name: str, valid: set[str], prefix: str) -> str:
+def nearest_name(name: str, valid: set[str], prefix: str) -> str:
+    """What an error says of the name that was probably meant, or else of those that there are."""
     close = difflib.get_close_matches(name, sorted(valid), n=1, cutoff=0.5)
     return f"; did you mean {prefix}{close[0]}?" if close else f"; valid are {', '.join(sorted(valid))}"
 

@@ -44,9 +44,10 @@ __all__ = (
 
 
 class ExtractError(Exception):
-    """The root: anything this package raises on purpose."""
+    """The root: anything this package raises on purpose. Its message is one line, whatever it quotes."""
 
     def __init__(self, message: str) -> None:
+        message = " ".join(message.splitlines())
         super().__init__(message)
         self.message = message
 

@@ -11,6 +11,7 @@ import os
 import ssl
 import tempfile
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from pathlib import Path
@@ -25,11 +26,14 @@ from yarl import URL
 from extractor.clock import Clock
 from extractor.config import is_loopback
 from extractor.errors import BodyTooLarge, NetworkError, RedirectRefused, RequestError, StatusError
+from extractor.inflate import Inflater
+from extractor.spool import spooling
 
 __all__ = ("FetchLimits", "Fetcher", "Request", "Response", "parse_date")
 
 _CHUNK_BYTES = 1 << 18
 _EXCERPT_BYTES = 2_000
+_CUT = "the body was cut or is not encoded as it says"
 
 
 class FetchLimits(msgspec.Struct, frozen=True, kw_only=True):
@@ -37,6 +41,7 @@ class FetchLimits(msgspec.Struct, frozen=True, kw_only=True):
 
     connect_seconds: float = 10.0
     idle_seconds: float = 60.0
+    longest_seconds: float = 600.0
     body_bytes_max: int = 1 << 30
     spool_bytes: int = 1 << 20
     redirects: int = 3
@@ -80,17 +85,24 @@ class Response(msgspec.Struct, frozen=True, kw_only=True):
         return parse_date(self.headers.get("date", ""))
 
     def open(self) -> BinaryIO:
-        """The body as a seekable stream."""
-        return self.spool.open("rb") if self.spool is not None else io.BytesIO(self.body)
+        """The body as a seekable stream. Raises: LakeError."""
+        if self.spool is None:
+            return io.BytesIO(self.body)
+        with spooling("an answer"):
+            return self.spool.open("rb")
 
     def read(self) -> bytes:
-        """The body, whole."""
-        return self.spool.read_bytes() if self.spool is not None else self.body
+        """The body, whole. Raises: LakeError."""
+        if self.spool is None:
+            return self.body
+        with spooling("an answer"):
+            return self.spool.read_bytes()
 
     def discard(self) -> None:
         """Remove the spooled file, if any."""
         if self.spool is not None:
-            self.spool.unlink(missing_ok=True)
+            with suppress(OSError):
+                self.spool.unlink(missing_ok=True)
 
 
 def parse_date(text: str) -> datetime | None:
@@ -130,10 +142,13 @@ class Fetcher:
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=limits.connections, ttl_dns_cache=300, keepalive_timeout=75),
             timeout=aiohttp.ClientTimeout(
-                total=None, sock_connect=limits.connect_seconds, sock_read=limits.idle_seconds
+                total=limits.longest_seconds,
+                sock_connect=limits.connect_seconds,
+                sock_read=limits.idle_seconds,
             ),
             headers={"User-Agent": self._user_agent, "Accept": "*/*", "Accept-Encoding": "gzip"},
             cookie_jar=aiohttp.DummyCookieJar(),
+            auto_decompress=False,
             # The environment's proxy is honoured, but never for this machine itself.
             trust_env=not is_loopback(urlsplit(self._base).hostname or ""),
             skip_auto_headers=("Content-Type",),
@@ -154,6 +169,7 @@ class Fetcher:
 
         Raises:
             NetworkError, StatusError, BodyTooLarge, RedirectRefused: see `errors`.
+            LakeError: a large body could not be kept on disk.
         """
         started = self._clock.monotonic()
         try:
@@ -212,8 +228,11 @@ class Fetcher:
         self, answer: aiohttp.ClientResponse, headers: Mapping[str, str], request: Request
     ) -> StatusError:
         try:
-            excerpt = (await answer.content.read(_EXCERPT_BYTES)).decode("utf-8", "replace")
-        except (aiohttp.ClientError, TimeoutError):
+            start = await answer.content.read(_EXCERPT_BYTES)
+            if headers.get("content-encoding", "").lower() == "gzip":
+                start = next(Inflater().feed(start), b"")[:_EXCERPT_BYTES]
+            excerpt = start.decode("utf-8", "replace")
+        except (aiohttp.ClientError, TimeoutError, ValueError):
             excerpt = ""
         message = f"{request.path}: status {answer.status}"
         return StatusError(message, status=answer.status, headers=headers, excerpt=excerpt)
@@ -221,27 +240,39 @@ class Fetcher:
     async def _receive(
         self, answer: aiohttp.ClientResponse, headers: Mapping[str, str], request: Request
     ) -> _Body:
-        body = _Body(self._limits.spool_bytes, self._spool_folder)
+        inflater = _inflater(headers, request)
+        body = _Body(self._limits.spool_bytes, self._spool_folder, request.path)
         try:
             while chunk := await answer.content.readany():
-                self.received_bytes += len(chunk)
-                body.add(chunk)
-                if body.size_bytes > self._limits.body_bytes_max:
-                    most = self._limits.body_bytes_max / (1 << 20)
-                    raise BodyTooLarge(
-                        f"{request.path}: the body has more than {most:g} MiB (bounds.body_mb)"
-                    )
+                if inflater is None:
+                    self._take(chunk, body, request)
+                    continue
+                for piece in inflater.feed(chunk):
+                    self._take(piece, body, request)
+            if inflater is not None:
+                inflater.end()
             return body
+        except ValueError:
+            body.discard()
+            raise NetworkError(f"{request.path}: {_CUT}") from None
         except BaseException:
             body.discard()
             raise
+
+    def _take(self, piece: bytes, body: _Body, request: Request) -> None:
+        self.received_bytes += len(piece)
+        body.add(piece)
+        if body.size_bytes > self._limits.body_bytes_max:
+            most = self._limits.body_bytes_max / (1 << 20)
+            raise BodyTooLarge(f"{request.path}: the body has more than {most:g} MiB (bounds.body_mb)")
 
 
 class _Body:
     """Bytes as they arrive: held in memory up to a threshold, then in a file."""
 
-    def __init__(self, spool_bytes: int, spool_folder: Callable[[], Path]) -> None:
+    def __init__(self, spool_bytes: int, spool_folder: Callable[[], Path], path: str) -> None:
         self.size_bytes = 0
+        self._path = path
         self.spool: Path | None = None
         self._spool_bytes = spool_bytes
         self._spool_folder = spool_folder
@@ -250,28 +281,44 @@ class _Body:
 
     def add(self, chunk: bytes) -> None:
         self.size_bytes += len(chunk)
-        if self._file is None and self.size_bytes > self._spool_bytes:
-            number, name = tempfile.mkstemp(dir=self._spool_folder(), prefix="body-")
-            self.spool, self._file = Path(name), os.fdopen(number, "wb")
-            self._file.writelines(self._held)
-            self._held.clear()
-        if self._file is not None:
-            self._file.write(chunk)
-        else:
+        if self.size_bytes <= self._spool_bytes:
             self._held.append(chunk)
+            return
+        with spooling(f"{self._path}: the answer"):
+            if self._file is None:
+                number, name = tempfile.mkstemp(dir=self._spool_folder(), prefix="body-")
+                self.spool, self._file = Path(name), os.fdopen(number, "wb")
+                self._file.writelines(self._held)
+                self._held.clear()
+            self._file.write(chunk)
 
     def close(self) -> bytes:
         """Complete the body; its bytes where they are held, else nothing: they are in `spool`."""
         if self._file is not None:
-            self._file.close()
+            with spooling(f"{self._path}: the answer"):
+                self._file.close()
         return self._held[0] if len(self._held) == 1 else b"".join(self._held)
 
     def discard(self) -> None:
         """Leave nothing."""
+        # Closing writes what is buffered, which fails again on a full disk; the file goes either way.
         if self._file is not None:
-            self._file.close()
+            with suppress(OSError):
+                self._file.close()
         if self.spool is not None:
-            self.spool.unlink(missing_ok=True)
+            with suppress(OSError):
+                self.spool.unlink(missing_ok=True)
+
+
+def _inflater(headers: Mapping[str, str], request: Request) -> Inflater | None:
+    """What unfolds the body; None where it is plain. Raises: NetworkError for an encoding nobody asked for."""
+    match headers.get("content-encoding", "").strip().lower():
+        case "" | "identity":
+            return None
+        case "gzip" | "x-gzip":
+            return Inflater()
+        case _:
+            raise NetworkError(f"{request.path}: the body is encoded in a way that was not asked for")
 
 
 def _plain_headers(headers: CIMultiDictProxy[str]) -> dict[str, str]:
@@ -291,16 +338,22 @@ def _translate(error: Exception, request: Request) -> RequestError:
             what = "TLS failed: the certificate or protocol was refused"
         case aiohttp.ConnectionTimeoutError():
             what = "no connection within limits.connect_seconds"
+        case aiohttp.ClientProxyConnectionError():
+            what = f"no connection to the proxy ({_reason(error.os_error)})"
+        case aiohttp.ClientHttpProxyError():
+            what = f"the proxy refused the connection (status {error.status})"
         case aiohttp.ClientConnectorError():
             what = f"no connection ({_reason(error.os_error)})"
-        case TimeoutError():
+        case aiohttp.ServerTimeoutError():
             what = "no byte within limits.idle_seconds"
+        case TimeoutError():
+            what = "no whole answer within limits.retry_seconds"
         case aiohttp.ClientPayloadError():
-            what = "the body was cut or is not encoded as it says"
+            what = _CUT
         case aiohttp.ServerDisconnectedError() | aiohttp.ClientOSError() | ConnectionError():
             what = "the connection was reset"
         case OSError():
-            what = f"the answer could not be kept on disk ({_reason(error)})"
+            what = f"the connection failed ({_reason(error)})"
         case _:
             what = f"the answer is no HTTP ({type(error).__name__})"
     return NetworkError(f"{request.path}: {what}")

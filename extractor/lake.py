@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     import pyarrow.parquet as pq
 
     from extractor.diff import TableDiff
+    from extractor.drift import SchemaVersion
     from extractor.history import Changes, History, Series, Snapshot
     from extractor.verify import VerifyReport
     from extractor.write import DataFile
@@ -119,6 +120,16 @@ class Lake:
         """
         entry = self.entry(as_of)
         return self._table(name, account, entry, self._merges(entry))
+
+    def schema_history(self, name: str, *, account: str | None = None) -> list[SchemaVersion]:
+        """How the columns of a table changed from run to run, oldest first, account by account.
+
+        Reads the newest entry only. Errors as of `table`.
+        """
+        from extractor.drift import versions_of
+
+        states = self.table(name, account=account).states
+        return [version for state in states for version in versions_of(state.account, state.state)]
 
     def files(self, table: str | None = None, as_of: str | None = None) -> list[FileRow]:
         """The data files of the state, by table, account and path. Errors as of `table`."""

@@ -27,11 +27,13 @@ from extractor.decode.binary import read_binary
 from extractor.decode.json import Decoded, decode_rows
 from extractor.decode.log_archive import read_log_archive
 from extractor.decode.openmetrics import read_metrics
+from extractor.drift import Drift
 from extractor.endpoint import Endpoint
 from extractor.errors import DriftRefused, ExtractError, RequestError
 from extractor.fetch import Response
 from extractor.plan import PageRequest
 from extractor.schema import RESCUED, TableSchema
+from extractor.spool import spooling
 
 __all__ = (
     "Budget",
@@ -217,7 +219,7 @@ class Lane:
         spool_folder: Callable[[], Path],
         on_page: Callable[[Page, pa.RecordBatch | None, int], None],
         on_failure: Callable[[Page, ExtractError], None],
-        on_drift: Callable[[Sequence[str]], None],
+        on_drift: Callable[[Sequence[Drift]], None],
         spawn: Spawn,
         is_eager: bool = False,
     ) -> None:
@@ -363,15 +365,18 @@ class Lane:
         held = _Held(self._spool_folder)
         rows = 0
         try:
-            await self._executor.run(held.fill, self._read_stream(response))
-            for batches in held.drain():
-                for batch in batches:
-                    shaped = with_kept(shape_batch(batch, self.schema), [page.request.keep], [batch.num_rows])
-                    await self.sink.take(_parts(shaped, [page], [batch.num_rows]))
-                rows += sum(batch.num_rows for batch in batches)
-                self._count_rows()
-                if self.sink.is_full or self._budget.is_full_of_rows:
-                    await self.flush()
+            with spooling(f"{page.request.label}: the answer"):
+                await self._executor.run(held.fill, self._read_stream(response))
+                for batches in held.drain():
+                    for batch in batches:
+                        shaped = with_kept(
+                            shape_batch(batch, self.schema), [page.request.keep], [batch.num_rows]
+                        )
+                        await self.sink.take(_parts(shaped, [page], [batch.num_rows]))
+                    rows += sum(batch.num_rows for batch in batches)
+                    self._count_rows()
+                    if self.sink.is_full or self._budget.is_full_of_rows:
+                        await self.flush()
         except RequestError as failure:
             self._on_failure(page, failure)
             return

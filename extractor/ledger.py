@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from extractor.drift import Drift, merged
 from extractor.paging import Chain
 from extractor.plan import PageRequest, Span
 from extractor.report import Status
@@ -54,6 +55,8 @@ class Ledger:
     requests: int = 0
     pages: int = 0
     rows: int = 0
+    largest_page: int = 0
+    """Rows of the fullest page."""
     rescued: int = 0
     denied: str = ""
     drift_refused: str = ""
@@ -65,7 +68,8 @@ class Ledger:
     """Rows of the parent that were asked for before, and are as they were."""
     failures: list[str] = field(default_factory=list)
     failure_count: int = 0
-    drift: dict[str, int] = field(default_factory=dict)
+    drift: dict[tuple[str, str], Drift] = field(default_factory=dict)
+    """By kind and column."""
     notes: dict[str, int] = field(default_factory=dict)
 
     def fail(self, chain: OpenChain, reason: str) -> None:
@@ -77,9 +81,16 @@ class Ledger:
         if len(self.failures) < _FAILURES_KEPT and reason not in self.failures:
             self.failures.append(reason)
 
-    def note_drift(self, lines: Iterable[str]) -> None:
-        for line in lines:
-            self.drift[line] = self.drift.get(line, 0) + 1
+    def count_page(self, rows: int) -> None:
+        """A page is decoded, and its rows are with the sink."""
+        self.pages += 1
+        self.rows += rows
+        self.largest_page = max(self.largest_page, rows)
+
+    def note_drift(self, drifts: Iterable[Drift]) -> None:
+        for drift in drifts:
+            before = self.drift.get((drift.kind, drift.column))
+            self.drift[drift.kind, drift.column] = merged(before, drift) if before is not None else drift
 
     def note(self, line: str) -> None:
         self.notes[line] = self.notes.get(line, 0) + 1

@@ -11,7 +11,7 @@ import os
 import random
 import tempfile
 from collections.abc import Mapping, Sequence
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -22,12 +22,14 @@ import anyio.abc
 
 from extractor.account import TableRun
 from extractor.batch import Stamp
+from extractor.checks import check_schema
 from extractor.clock import SystemClock
 from extractor.commit import (
     CommitLog,
     Leases,
     LogEntry,
     TableState,
+    Update,
     clean_orphans,
     commit,
     live_runs,
@@ -37,10 +39,13 @@ from extractor.commit import (
 from extractor.config import Account, Config, SecretText
 from extractor.errors import (
     AuthError,
+    ConfigError,
     LakeBusy,
     LakeError,
 )
 from extractor.events import Committed, Observer, RunFinished, RunStarted, TableFinished, Warned, ignore
+from extractor.evolution import drift_lines, null_keys_of
+from extractor.lake import Lake
 from extractor.lane import Budget, Executor, Part, Sink, ThreadExecutor
 from extractor.ledger import Outcome
 from extractor.plan import Span, TablePlan
@@ -55,6 +60,7 @@ from extractor.reader import (
     read_all,
     set_up,
 )
+from extractor.references import Referring, hold_back_dangling
 from extractor.report import RequestFigures, RunReport, TableReport, exit_code_of
 from extractor.schema import TableSchema, plan_schema
 from extractor.settle import Reading, Settled, settle_table
@@ -149,7 +155,8 @@ class Run:
         self._log = CommitLog(store)
         self._world = world
         self._clock = world.clock
-        self._observer = observer
+        self._secrets = world.secrets
+        self._observer = self._secrets.observer(observer)
         self._accepted = accepted
         self._executor = world.executor or ThreadExecutor()
         self._own_start = self._clock.now()
@@ -184,9 +191,11 @@ class Run:
             report = await self._read_and_commit(leases, interruption)
         except BaseException as error:
             told = gravest(error)
+            self._secrets.clean(error)
+            self._secrets.clean(told)
             with anyio.CancelScope(shield=True):
                 await self._executor.run(
-                    self._abandon, leases, before is None and isinstance(told, AuthError)
+                    self._abandon, leases, before is None and isinstance(told, AuthError | ConfigError)
                 )
             if told is error:
                 raise
@@ -248,12 +257,13 @@ class Run:
             try:
                 await self._read(entry, interruption)
                 settled = await self._settle(entry)
-                report = self._report(settled, interruption)
+                report = self._secrets.report(self._report(settled, interruption))
                 if report.exit_code != 4:
                     report = await self._commit(settled, report, leases)
             finally:
                 beats.cancel_scope.cancel()
-        await self._executor.run(leases.release)
+        with suppress(LakeError):  # all is committed; the tables are free as soon as the holder is silent
+            await self._executor.run(leases.release)
         return report
 
     async def _beat(self, leases: Leases) -> None:
@@ -267,6 +277,7 @@ class Run:
         budget = Budget(int(self._config.limits.memory_mb * (1 << 20)))
         for account, key in self._setup.accounts:
             self._readers.append(await self._executor.run(self._open_reader, account, key, entry, budget))
+        await self._executor.run(self._check_columns)
         async with anyio.create_task_group() as watch:
             watch.start_soon(self._stop_in_time, interruption)
             async with AsyncExitStack() as stack:
@@ -333,14 +344,25 @@ class Run:
 
     def _schema(self, table: TablePlan, prior: TableState | None) -> TableSchema:
         run = self._config.run
-        return plan_schema(
+        planned = plan_schema(
             table.endpoint,
             prior.columns if prior is not None else (),
-            policy=run.schema,
+            # What is accepted for once may bring what the policy refuses.
+            policy="evolve" if run.schema == "fail" and table.name in self._accepted else run.schema,
             pii=run.pii,
             secrets_allowed=table.name in run.secret,
             customer_data_allowed="customer_data" in run.allow,
         )
+        return replace(planned, null_keys=null_keys_of(prior))
+
+    def _check_columns(self) -> None:
+        """Return if the columns that checks name are known, as far as catalogue and lake tell."""
+        schemas: dict[str, list[TableSchema]] = {}
+        for planned in self._plan.active if self._config.table_checks else ():
+            schemas[planned.name] = [
+                self._schema(planned, reader.priors.get(planned.name)) for reader in self._readers
+            ]
+        check_schema(self._config, schemas)
 
     def _sink(self, table: TablePlan, account: str, now: datetime) -> Sink:
         if table.mode == "keys":
@@ -411,7 +433,44 @@ class Run:
                     settled.append(found)
                     # Children are judged by what became of their parent, checks included.
                     outcomes[planned.name] = Outcome(status=found.report.status, reason=found.report.reason)
+        if any(checks.references for checks in self._config.table_checks.values()):
+            settled = await self._executor.run(self._look_up_references, settled, entry)
+        for found in settled:
+            self._finish_table(found)
         return settled
+
+    def _look_up_references(self, settled: Sequence[Settled], entry: LogEntry | None) -> list[Settled]:
+        def standing(table: str, account: str) -> TableState | None:
+            is_there = entry is not None and (table, account) in entry.tables
+            return self._log.state_of(entry, table, account) if entry is not None and is_there else None
+
+        lake = Lake(self._store)
+        referring = Referring(
+            run_id=self._run_id,
+            checks_of=self._config.checks_of,
+            parents={
+                planned.name: planned.endpoint.parent.endpoint
+                for planned in self._plan.active
+                if planned.endpoint.parent
+            },
+            accepted=self._accepted,
+            standing=standing,
+            place_of=lambda path: lake.locate(path, entry) if entry is not None else path,
+        )
+        return hold_back_dangling(self._store, settled, referring)
+
+    def _finish_table(self, settled: Settled) -> None:
+        for warning in settled.warnings:
+            self._warn(warning)
+        self._observer(
+            TableFinished(
+                table=settled.report.name,
+                account=settled.report.account,
+                status=settled.report.status,
+                rows=settled.report.rows,
+                reason=settled.report.reason,
+            )
+        )
 
     async def _settle_one(
         self,
@@ -449,19 +508,7 @@ class Run:
                 followed=source.endpoint.sync.window,
                 parent_windows=reader.whole_windows(planned.endpoint.parent.endpoint),
             )
-        settled = await self._executor.run(settle_table, self._store, reading, sink.writer)
-        for warning in settled.warnings:
-            self._warn(warning)
-        self._observer(
-            TableFinished(
-                table=planned.name,
-                account=reader.account.name,
-                status=settled.report.status,
-                rows=settled.report.rows,
-                reason=settled.report.reason,
-            )
-        )
-        return settled
+        return await self._executor.run(settle_table, self._store, reading, sink.writer)
 
     def _report(self, settled: Sequence[Settled], interruption: Interruption) -> RunReport:
         tables = [item.report for item in settled]
@@ -476,12 +523,13 @@ class Run:
         judged = exit_code_of(tables)
         exit_code = judged if judged == 4 else interruption.exit_code or judged
         seconds = self._clock.monotonic() - self._started
-        drift = tuple(
-            line if count == 1 else f"{line} ({count} pages)"
-            for reader in self._readers
-            for table in reader.tables.values()
-            for line, count in table.ledger.drift.items()
-        )
+        drift = [line for item in settled for line in item.drift]
+        # Of tables that are read for the sake of others nothing is settled.
+        for reader in self._readers:
+            for planned in self._plan.active:
+                if planned.mode == "keys":
+                    ledger = reader.tables[planned.name].ledger
+                    drift += drift_lines(ledger, reader.priors.get(planned.name), reader.account.name)
         return RunReport(
             run_id=self._run_id,
             status="complete" if exit_code == 0 else "interrupted" if interruption.exit_code else "partial",
@@ -492,7 +540,7 @@ class Run:
             seconds=round(seconds, 3),
             tables=tuple(tables),
             requests=_figures(self._readers, seconds),
-            drift=drift,
+            drift=tuple(drift),
             warnings=tuple(self._warnings),
             message=_message(exit_code, tables, interruption),
         )
@@ -500,11 +548,11 @@ class Run:
     async def _commit(
         self, settled: Sequence[Settled], report: RunReport, leases: Leases, *, is_final: bool = True
     ) -> RunReport:
-        updates = [item.update for item in settled if item.update is not None]
+        updates = [self._told(item.update) for item in settled if item.update is not None]
         source = {
             "base_url": self._config.source.base_url,
             "accounts": [account.name for account, _ in self._setup.accounts],
-            "credentials": self._provenance,
+            "credentials": self._secrets.values(self._provenance),
             "learnt_rates": {
                 reader.account.name: reader.run.limiter.learnt
                 for reader in self._readers
@@ -543,6 +591,9 @@ class Run:
                 "the next run finishes it"
             ) from error
         return report
+
+    def _told(self, update: Update) -> Update:
+        return replace(update, state=replace(update.state, reason=self._secrets.text(update.state.reason)))
 
     def _warn(self, message: str) -> None:
         self._warnings.append(message)

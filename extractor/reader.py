@@ -9,7 +9,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -22,11 +22,13 @@ import anyio.abc
 from extractor.account import AccountRun, Credential, TableRun
 from extractor.auth import TokenAnswer, TokenSource, read_keyinfo, read_token_answer
 from extractor.catalog import load_catalog
+from extractor.checks import check_names
 from extractor.clock import Clock
 from extractor.commit import (
     TableState,
 )
-from extractor.config import Account, Config, KeySources, SecretText, find_key
+from extractor.conceal import Secrets
+from extractor.config import Account, Config, KeySources, SecretText, find_key, nearest_name
 from extractor.errors import (
     AuthError,
     ConfigError,
@@ -101,6 +103,8 @@ class World:
     """What makes the connection to one origin; called as `Fetcher` is."""
     token: Callable[[int], str] = secrets.token_hex
     """So many random bytes as text: of them are the names that no other run may have."""
+    secrets: Secrets = field(default_factory=Secrets)
+    """The keys and tokens of the run; whatever it tells is told without them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,8 +122,14 @@ def set_up(config: Config, key_file: str, world: World, accept: Sequence[str]) -
     plan = make_plan(catalog.endpoints, config)
     for name in accept:
         if name not in catalog.endpoints:
-            raise ConfigError(f"--accept {name}: no such table")
-    return Setup(config=config, plan=plan, accounts=find_accounts(config, key_file, world.environment))
+            raise ConfigError(
+                f"--accept {name}: no such table{nearest_name(name, set(catalog.endpoints), '')}"
+            )
+    check_names(config, catalog.endpoints)
+    accounts = find_accounts(config, key_file, world.environment)
+    for _, key in accounts:
+        world.secrets.add(key.reveal())
+    return Setup(config=config, plan=plan, accounts=accounts)
 
 
 def find_accounts(
@@ -216,6 +226,7 @@ class Reader:
         self._config = config
         self._plan = plan
         self._clock = world.clock
+        self._secrets = world.secrets
         self._tasks: anyio.abc.TaskGroup | None = None
         self._is_prompt = is_prompt
         self._given_spans = spans
@@ -362,7 +373,10 @@ class Reader:
         response = await self._fetchers[1].fetch(
             self._identity_request("POST", self._config.source.token_url)
         )
-        return read_token_answer(response.read(), date_header=parse_date(response.headers.get("date", "")))
+        date = parse_date(response.headers.get("date", ""))
+        answer = read_token_answer(response.read(), date_header=date)
+        self._secrets.add(answer.token)
+        return answer
 
     async def _keyinfo(self) -> Mapping[str, object]:
         """What the identity service says of the key; it is provenance, so that a run goes on without it."""
@@ -478,6 +492,7 @@ def _fetch_limits(config: Config) -> FetchLimits:
     return FetchLimits(
         connect_seconds=limits.connect_seconds,
         idle_seconds=limits.idle_seconds,
+        longest_seconds=max(limits.retry_seconds, limits.idle_seconds),
         body_bytes_max=int(config.bounds.body_mb * (1 << 20)),
         # Bodies on their way are at most a quarter of the budget, all together.
         spool_bytes=min(max(memory // (4 * limits.concurrency), 256 << 10), 4 << 20),

@@ -7,6 +7,7 @@ that others wrote, such as a server's error body or a traceback.
 from __future__ import annotations
 
 import base64
+import functools
 import html
 import json
 import re
@@ -40,7 +41,7 @@ def redact(text: str, secrets: Iterable[str] = ()) -> str:
     """`text` with `[redacted]` in place of each secret, plain or encoded, and of all that looks like one.
 
     Known encodings: percent, base64 (at any alignment, also inside `user:password`), hexadecimal, JSON, HTML
-    and Python escapes. Redacting twice changes nothing more.
+    and Python escapes, in other letters, from the end. Redacting twice changes nothing more.
     """
     forms = {form for secret in secrets for form in _forms(secret)}
     # The longest first: a short form may be a part of a long one, and would leave the rest standing.
@@ -52,15 +53,16 @@ def redact(text: str, secrets: Iterable[str] = ()) -> str:
     return _HEADER.sub(rf"\1{MASK}", text)
 
 
-def _forms(secret: str) -> set[str]:
+@functools.lru_cache(maxsize=64)
+def _forms(secret: str) -> frozenset[str]:
     secret = secret.strip()
     if len(secret) < _SHORTEST:
-        return set()
+        return frozenset()
     whole = _encodings(secret)
     parts = secret.split(".")
     if _KEY.fullmatch(secret) and len(parts) == 5:
         whole |= _encodings(parts[3])  # the part that authenticates, should a key have been cut
-    return whole
+    return frozenset(whole)
 
 
 def _encodings(secret: str) -> set[str]:
@@ -68,6 +70,9 @@ def _encodings(secret: str) -> set[str]:
     every_byte = "".join(f"%{byte:02X}" for byte in raw)
     forms = {
         secret,
+        secret.lower(),  # as the name of a host
+        secret.upper(),
+        secret[::-1],
         quote(secret, safe=""),
         re.sub("%..", lambda found: found[0].lower(), quote(secret, safe="")),
         quote_plus(secret),

@@ -81,7 +81,7 @@ def repair(
         keys = _concerned(newest, findings)
         patient = _Patient(store=store, log=log, newest=newest, endpoints=endpoints or {}, run_id=run_id)
         plan = patient.plan(findings)
-        leases = Leases(store, run_id=run_id, clock=clock, tables=keys)
+        leases = Leases(store, run_id=run_id, clock=clock, tables=keys, is_brief=True)
         _acquire(leases, wait_seconds, pause, observe)
         try:
             roll_forward(store, log, leases)

@@ -151,7 +151,7 @@ def decide(
     is_throttled = is_throttling(failure)
     attempts = policy.attempts * _THROTTLED_FACTOR if is_throttled else policy.attempts
     if attempt >= attempts:
-        return GiveUp(reason=f"{attempt} attempts failed")
+        return GiveUp(reason=f"{attempt} attempt{'s' if attempt > 1 else ''} failed")
     named = None
     if isinstance(failure, StatusError):
         text = failure.headers.get("retry-after")

@@ -50,7 +50,6 @@ __all__ = (
     "plan_schema",
     "read_type",
     "render_type",
-    "toml_hint",
 )
 
 RESCUED = "_rescued_data"
@@ -230,6 +229,8 @@ class TableSchema:
     policy: Literal["evolve", "rescue", "fail"] = "evolve"
     map_keys: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: MappingProxyType({}))
     """The keys seen so far in open maps, by column: a hint for the decoder, which no file shows."""
+    null_keys: frozenset[str] = field(default=frozenset(), compare=False)
+    """Keys without a column that were met, and null each time: their first column is no drift."""
     is_pinned: bool = True
     """False while no row has been seen and the catalogue gives no columns: the first rows then decide."""
 
@@ -281,6 +282,7 @@ class TableSchema:
             and not _VERSIONED.fullmatch(name)
             and name not in self.nanos
             and not is_secret_name(name)
+            and not is_secret_value(name)
         )
 
 
@@ -356,12 +358,6 @@ def is_secret_name(name: str) -> bool:
 def is_secret_value(text: str) -> bool:
     """True for texts in the shape of a key or token."""
     return bool(_SECRET_TEXT.search(text))
-
-
-def toml_hint(table: str, name: str, values: Iterable[object]) -> str:
-    """The line to add to a catalogue file so that values which did not fit get a column of their own."""
-    inferred = infer_type(values) or Scalar("json")
-    return f"[{table}.columns] {name} = {render_type(inferred)!r}".replace("'", '"')
 
 
 # --- checked casts ------------------------------------------------------------------------------------------

@@ -6,23 +6,27 @@ state is carried forward whole.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import datetime
+from datetime import datetime, timedelta
+from functools import partial
 from hashlib import blake2b
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from extractor.batch import NULL_PARTITION, Stamp
+from extractor.checks import Subject, fallen, nulls_and_ages
 from extractor.commit import TableRef, TableState, Update
 from extractor.config import Checks
 from extractor.endpoint import Endpoint, Window
+from extractor.evolution import drift_lines, filled_columns, gone_columns, schema_state
 from extractor.ledger import Ledger, Outcome
 from extractor.plan import Span
 from extractor.report import TableReport
 from extractor.schema import META_COLUMNS, TableSchema
 from extractor.store import Store
+from extractor.suspect import suspicions
 from extractor.unique import Uniqueness, make_unique, plain_row
 from extractor.windows import Progress, advance, parents_state, progress_of, progress_state
 from extractor.write import DataFile, Staged, TableWriter, staged_path
@@ -30,6 +34,8 @@ from extractor.write import DataFile, Staged, TableWriter, staged_path
 __all__ = ("Reading", "Settled", "last_longest_chain", "settle_table")
 
 _LONGEST_CHAIN = "longest_chain"
+_TELLING_ROWS = 20
+"""Of so few new rows all may lack a value by chance."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,6 +75,8 @@ class Settled:
     report: TableReport
     update: Update | None
     warnings: tuple[str, ...] = field(default=())
+    drift: tuple[str, ...] = field(default=())
+    """In words what changed since the last run."""
 
 
 def settle_table(store: Store, reading: Reading, writer: TableWriter) -> Settled:
@@ -80,15 +88,51 @@ def settle_table(store: Store, reading: Reading, writer: TableWriter) -> Settled
     windows = _windows_to_commit(reading)
     if reading.outcome.status != "complete" and not windows:
         writer.abort()
-        return Settled(report=_report(reading, reading.outcome), update=None)
+        lines = drift_lines(reading.ledger, reading.prior, reading.stamp.account)
+        return Settled(report=_report(reading, reading.outcome), update=None, drift=lines)
     staged = [item for item in writer.finish(reading.schema) if windows is None or item.window in windows]
     unique = _unique(store, reading, staged)
-    held = None if reading.is_accepted else _held_back(reading, unique)
+    empty = _empty_columns(store, reading, unique.staged)
+    gone = gone_columns(reading.prior, empty)
+    drift = drift_lines(
+        reading.ledger, reading.prior, reading.stamp.account, schema=reading.schema, gone=gone
+    )
+    held = _held_back(store, reading, unique)
     if held is not None:
-        return Settled(report=_report(reading, held), update=None)
+        return Settled(report=_report(reading, held), update=None, drift=drift)
     warnings = tuple(_warnings(reading, unique))
     settled = _new_state(store, reading, writer, list(unique.staged))
-    return replace(settled, warnings=warnings)
+    return replace(_with_schema_state(settled, reading, empty, gone), warnings=warnings, drift=drift)
+
+
+def _with_schema_state(
+    settled: Settled, reading: Reading, empty: frozenset[str] | None, gone: Sequence[str]
+) -> Settled:
+    if settled.update is None:
+        return settled
+    found = schema_state(
+        reading.schema,
+        reading.prior,
+        reading.ledger,
+        empty,
+        gone,
+        is_event=reading.endpoint.sync.kind != "snapshot",
+        run_id=reading.stamp.run_id,
+        at=reading.stamp.snapshot_at.isoformat(),
+    )
+    state = replace(settled.update.state, state={**settled.update.state.state, **found})
+    return replace(settled, update=replace(settled.update, state=state))
+
+
+def _empty_columns(store: Store, reading: Reading, staged: Sequence[Staged]) -> frozenset[str] | None:
+    """The columns of which no row that was read has a value; None where too few rows were read to tell."""
+    rows = sum(item.file.rows for item in staged)
+    if not rows or (reading.endpoint.sync.kind != "snapshot" and rows < _TELLING_ROWS):
+        return None
+    paths = [staged_path(reading.stamp.run_id, item.file.path) for item in staged]
+    return frozenset(field.source for field in reading.schema.live) - filled_columns(
+        store, paths, {field.name: field.source for field in reading.schema.live}
+    )
 
 
 def _unique(store: Store, reading: Reading, staged: Sequence[Staged]) -> Uniqueness:
@@ -115,6 +159,7 @@ def _unique(store: Store, reading: Reading, staged: Sequence[Staged]) -> Uniquen
         known=sum(unique.known for unique in found),
         known_keys=sum(unique.known_keys for unique in found),
         conflicts=tuple(conflict for unique in found for conflict in unique.conflicts),
+        conflicting_keys=sum(unique.conflicting_keys for unique in found),
         without_key=sum(unique.without_key for unique in found),
     )
 
@@ -151,32 +196,62 @@ def _present_files(reading: Reading, staged: Sequence[Staged]) -> list[DataFile]
     return [file for file in reading.prior.files if file.rows and (is_any or file.partition[1][1] in days)]
 
 
-def _held_back(reading: Reading, unique: Uniqueness) -> Outcome | None:
-    """The reason for which a check holds the table back, if one does."""
-    name = reading.endpoint.name
-    rows = sum(item.file.rows for item in unique.staged)
-    if unique.conflicts and reading.checks.unique_key:
-        examples = "; ".join(unique.conflicts[:3])
-        return Outcome(
-            status="held",
-            reason=f"{len(unique.conflicts)} rows share their key {list(reading.endpoint.key)} with another row "
-            f"({examples}); correct the key in the catalogue, or publish once with --accept {name}",
-        )
+def _held_back(store: Store, reading: Reading, unique: Uniqueness) -> Outcome | None:
+    """The reason for which the table is not published, if there is one."""
     total = reading.ledger.total
     # Each row counts once: one page in the place of another has the right number of rows.
-    came = rows + unique.known_keys
+    came = sum(item.file.rows for item in unique.staged) + unique.known_keys
     if reading.endpoint.sync.kind != "window" and total is not None and came < total:
         return Outcome(status="partial", reason=f"the server says {total} rows, {came} came")
-    prior = reading.prior.rows if reading.prior is not None else 0
-    if reading.endpoint.sync.kind == "snapshot" and prior >= max(1, reading.checks.min_rows):
-        lost = 1 - rows / prior
-        if lost > 0 and lost >= reading.checks.max_drop:
-            return Outcome(
-                status="held",
-                reason=f"{prior} rows fell to {rows} (checks.max_drop = {reading.checks.max_drop:g}); "
-                f"publish once with --accept {name}",
-            )
-    return None
+    reasons = () if reading.is_accepted else tuple(_failed_checks(store, reading, unique))
+    if not reasons:
+        return None
+    return Outcome(
+        status="held", reason=f"{'; '.join(reasons)}; publish once with --accept {reading.endpoint.name}"
+    )
+
+
+def _failed_checks(store: Store, reading: Reading, unique: Uniqueness) -> Iterator[str]:
+    checks, run_id = reading.checks, reading.stamp.run_id
+    if unique.conflicts and checks.unique_key:
+        examples = "; ".join(unique.conflicts[:3])
+        yield (
+            f"{unique.conflicting_keys} rows share their key {list(reading.endpoint.key)} with another row "
+            f"({examples}): correct the key in the catalogue"
+        )
+    yield from _fallen(reading, unique)
+    subject = Subject(
+        table=reading.endpoint.name,
+        paths=tuple(staged_path(run_id, item.file.path) for item in unique.staged),
+        columns={field.source: field.name for field in reading.schema.live},
+        standing=partial(_standing, reading),
+    )
+    yield from nulls_and_ages(store, subject, checks, reading.moment)
+
+
+def _fallen(reading: Reading, unique: Uniqueness) -> Iterator[str]:
+    """The reasons of a snapshot, or of windows that are read anew, that lost too many rows."""
+    if reading.prior is None or reading.endpoint.sync.is_event:
+        return
+    if not reading.endpoint.sync.is_replaced:
+        now = sum(item.file.rows for item in unique.staged)
+        yield from fallen(reading.checks, reading.prior.rows, now)
+        return
+    for window in sorted(reading.ledger.complete_windows()):
+        before = sum(file.rows for file in reading.prior.files if ("window", window) in file.partition)
+        now = sum(item.file.rows for item in unique.staged if item.window == window)
+        yield from fallen(reading.checks, before, now, what=f" of {window}")
+
+
+def _standing(reading: Reading, column: str, after: datetime) -> Iterator[str]:
+    """The lake's files of an event table in which a column may have a time after the given one, newest first."""
+    if reading.prior is None or not reading.endpoint.sync.is_event:
+        return
+    # Rows stand under the day of their own time, or under none.
+    first = f"{after - timedelta(days=1):%Y-%m-%d}" if column == reading.endpoint.sync.cursor else ""
+    for file in sorted(reading.prior.files, key=lambda file: file.partition[1][1], reverse=True):
+        if file.rows and file.partition[1][1] >= first:
+            yield file.path
 
 
 def _warnings(reading: Reading, unique: Uniqueness) -> Iterable[str]:
@@ -189,6 +264,8 @@ def _warnings(reading: Reading, unique: Uniqueness) -> Iterable[str]:
     yield from (f"{name}: {line}" for line in reading.ledger.notes)
     notes = {note for chain in reading.ledger.chains.values() for note in chain.chain.notes}
     yield from (f"{name}: {note}" for note in sorted(notes))
+    if reading.outcome.status == "complete":
+        yield from (f"{name}: {line}" for line in suspicions(reading.endpoint, reading.ledger))
 
 
 def _new_state(store: Store, reading: Reading, writer: TableWriter, staged: list[Staged]) -> Settled:

@@ -84,7 +84,7 @@ async def stream(
             account,
             key,
             world=world,
-            observer=observer,
+            observer=world.secrets.observer(observer),
             budget=budget,
             priors={},
             schemas={t.name: _schema(t, chosen) for t in setup.plan.active},
@@ -106,6 +106,7 @@ async def stream(
                 yield batch
             await reading
         except BaseExceptionGroup as group:
+            world.secrets.clean(group)
             raise gravest(group) from group
         finally:
             reading.cancel()
@@ -116,7 +117,7 @@ async def stream(
     for planned in setup.plan.active:
         outcomes[planned.name] = outcome_of(planned, reader.tables[planned.name], outcomes, None)
     if outcomes[name].status not in ("complete", "absent"):
-        raise ExtractError(f"{name}: {outcomes[name].status}: {outcomes[name].reason}")
+        raise ExtractError(world.secrets.text(f"{name}: {outcomes[name].status}: {outcomes[name].reason}"))
 
 
 def _schema(table: TablePlan, config: Config) -> TableSchema:

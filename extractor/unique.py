@@ -7,8 +7,9 @@ Only key columns are read, and they are compared inside Arrow.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from hashlib import blake2b
 from typing import Any, TypeGuard
 from zlib import crc32
 
@@ -24,10 +25,14 @@ from extractor.write import DataFile, Staged, rewrite, staged_path
 __all__ = ("Uniqueness", "make_unique", "plain_row")
 
 _FILE, _ROW = "_file", "_row"
+_FIRST_FILE, _FIRST_ROW = "_first_file", "_first_row"
 _ZERO, _ONE = pa.scalar(0, pa.int64()), pa.scalar(1, pa.int64())
 
 # Keys of so many new rows are held at once, and of the lake's those that are equal to one of them.
 _ROWS_PER_PASS = 250_000
+# Rows that share a key are compared so many at a time, and so many keys of differing ones are told.
+_ROWS_COMPARED = 20_000
+_CONFLICTS_TOLD = 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +46,8 @@ class Uniqueness:
     known: int = 0
     known_keys: int = 0
     conflicts: tuple[str, ...] = ()
+    """Some of those keys, in words."""
+    conflicting_keys: int = 0
     without_key: int = 0
 
 
@@ -63,7 +70,7 @@ def make_unique(
     sources = [(staged_path(run_id, item.file.path), number) for number, item in enumerate(staged)]
     passes = -(-sum(item.file.rows for item in staged) // _ROWS_PER_PASS)
     without_key = 0
-    doubled: list[pa.Table] = []
+    found = _Found(store, run_id, staged, key, mutable)
     schema = _key_schema(store, sources, key)
     for share in range(passes):
         table = _read_keys(store, sources, schema, share, passes)
@@ -72,11 +79,23 @@ def make_unique(
         without_key += (
             pc.sum(pc.and_(pc.invert(is_whole), pc.greater_equal(table[_FILE], _ZERO))).as_py() or 0
         )
-        doubled.append(_doubled(table.filter(is_whole) if without_key else table, key))
-    found = pa.concat_tables(doubled)
-    if found.num_rows == 0:
-        return Uniqueness(staged=tuple(staged), without_key=without_key)
-    return _drop(store, run_id, staged, key, found, mutable, compression, without_key)
+        # Equal keys belong to one share, so that each is settled for itself.
+        found.settle(_doubled(table.filter(is_whole) if without_key else table, key))
+    kept = [
+        item
+        if number not in found.dropped
+        else _without(store, run_id, item, pa.concat_arrays(found.dropped[number]), compression)
+        for number, item in enumerate(staged)
+    ]
+    return Uniqueness(
+        staged=tuple(item for item in kept if item is not None),
+        repeated=found.repeated,
+        known=found.known,
+        known_keys=found.known_keys,
+        conflicts=tuple(found.conflicts),
+        conflicting_keys=found.conflicting_keys,
+        without_key=without_key,
+    )
 
 
 def _doubled(table: pa.Table, key: Sequence[str]) -> pa.Table:
@@ -203,80 +222,98 @@ def _all_valid(table: pa.Table, key: Sequence[str]) -> pa.ChunkedArray:
     return valid
 
 
-def _drop(
-    store: Store,
-    run_id: str,
-    staged: Sequence[Staged],
-    key: Sequence[str],
-    rows: pa.Table,
-    mutable: Sequence[str],
-    compression: str,
-    without_key: int,
-) -> Uniqueness:
-    first: dict[tuple[object, ...], tuple[int, int]] = {}
-    later: list[tuple[tuple[object, ...], int, int]] = []
-    ordered = rows.sort_by([(_FILE, "ascending"), (_ROW, "ascending")])
-    columns = [ordered[name].to_pylist() for name in (*key, _FILE, _ROW)]
-    for *values, file, row in zip(*columns, strict=True):
-        identity = tuple(values)
-        if identity not in first:
-            first[identity] = (file, row)
-        elif file >= 0:
-            later.append((identity, file, row))
-    wanted: dict[int, set[int]] = {}
-    for identity, file, row in later:
-        known_file, known_row = first[identity]
-        if known_file >= 0:  # what stands in the lake stays, whatever came now
-            wanted.setdefault(known_file, set()).add(known_row)
-            wanted.setdefault(file, set()).add(row)
-    contents = _contents(store, run_id, staged, wanted, mutable)
-    conflicts: list[str] = []
-    repeated = known = 0
-    known_keys: set[tuple[object, ...]] = set()
-    dropped: dict[int, set[int]] = {}
-    for identity, file, row in later:
-        if first[identity][0] < 0:
-            known += 1
-            known_keys.add(identity)
-        elif contents[(file, row)] == contents[first[identity]]:
-            repeated += 1
-        else:
-            conflicts.append(", ".join(f"{name}={value}" for name, value in zip(key, identity, strict=True)))
-            continue
-        dropped.setdefault(file, set()).add(row)
-    kept = [
-        item if number not in dropped else _without(store, run_id, item, dropped[number], compression)
-        for number, item in enumerate(staged)
-    ]
-    return Uniqueness(
-        staged=tuple(item for item in kept if item is not None),
-        repeated=repeated,
-        known=known,
-        known_keys=len(known_keys),
-        conflicts=tuple(dict.fromkeys(conflicts)),
-        without_key=without_key,
-    )
+class _Found:
+    """What doubled keys come to, share by share: rows to drop, and keys that differing rows share."""
+
+    def __init__(
+        self, store: Store, run_id: str, staged: Sequence[Staged], key: Sequence[str], mutable: Sequence[str]
+    ) -> None:
+        self.dropped: dict[int, list[pa.Array]] = {}
+        """By staged file the numbers of the rows that go."""
+        self.repeated = 0
+        self.known = 0
+        self.known_keys = 0
+        self.conflicts: list[str] = []
+        self.conflicting_keys = 0
+        self._store = store
+        self._run_id = run_id
+        self._staged = staged
+        self._key = list(key)
+        self._mutable = mutable
+
+    def settle(self, doubled: pa.Table) -> None:
+        """Take the rows of one share whose key stands more than once."""
+        if doubled.num_rows == 0:
+            return
+        later = _later_rows(doubled, self._key)
+        is_known = pc.less(later[_FIRST_FILE], _ZERO)
+        # What stands in the lake stays, whatever came now.
+        known = later.filter(is_known)
+        self.known += known.num_rows
+        self.known_keys += known.group_by(self._key).aggregate([]).num_rows
+        self._drop(known)
+        again = later.filter(pc.invert(is_known))
+        conflicting: list[pa.Table] = []
+        for start in range(0, again.num_rows, _ROWS_COMPARED):
+            part = again.slice(start, _ROWS_COMPARED)
+            is_equal = pa.array(self._are_equal(part), pa.bool_())
+            self._drop(part.filter(is_equal))
+            self.repeated += is_equal.true_count
+            conflicting.append(part.filter(pc.invert(is_equal)).select(self._key))
+        if conflicting:
+            self._note_conflicts(pa.concat_tables(conflicting))
+
+    def _note_conflicts(self, rows: pa.Table) -> None:
+        keys = rows.group_by(self._key, use_threads=False).aggregate([])
+        self.conflicting_keys += keys.num_rows
+        for row in keys.slice(0, max(0, _CONFLICTS_TOLD - len(self.conflicts))).to_pylist():
+            self.conflicts.append(", ".join(f"{name}={row[name]}" for name in self._key))
+
+    def _drop(self, rows: pa.Table) -> None:
+        for number in pc.unique(rows[_FILE]).to_pylist():
+            mine = rows.filter(pc.equal(rows[_FILE], pa.scalar(number, pa.int64())))
+            self.dropped.setdefault(number, []).append(mine[_ROW].combine_chunks())
+
+    def _are_equal(self, rows: pa.Table) -> list[bool]:
+        """Whether each row holds the values of the first row of its key."""
+        columns = [rows[name].to_pylist() for name in (_FILE, _ROW, _FIRST_FILE, _FIRST_ROW)]
+        pairs = [((file, row), (first, number)) for file, row, first, number in zip(*columns, strict=True)]
+        wanted: dict[int, set[int]] = {}
+        for pair in pairs:
+            for file, row in pair:
+                wanted.setdefault(file, set()).add(row)
+        contents = _contents(self._store, self._run_id, self._staged, wanted, self._mutable)
+        return [contents[row] == contents[first] for row, first in pairs]
+
+
+def _later_rows(doubled: pa.Table, key: Sequence[str]) -> pa.Table:
+    """The staged rows that are not the first of their key, in order, each with the place of that first one."""
+    ordered = doubled.sort_by([(_FILE, "ascending"), (_ROW, "ascending")])
+    first = ordered.group_by(list(key), use_threads=False).aggregate([(_FILE, "first"), (_ROW, "first")])
+    first = first.rename_columns([*key, _FIRST_FILE, _FIRST_ROW])
+    both = ordered.join(first, keys=list(key), join_type="inner", use_threads=False)
+    is_first = pc.and_(pc.equal(both[_FILE], both[_FIRST_FILE]), pc.equal(both[_ROW], both[_FIRST_ROW]))
+    later = both.filter(pc.and_(pc.greater_equal(both[_FILE], _ZERO), pc.invert(is_first)))
+    return later.sort_by([(_FILE, "ascending"), (_ROW, "ascending")])
 
 
 def _contents(
-    store: Store, run_id: str, staged: Sequence[Staged], wanted: dict[int, set[int]], mutable: Sequence[str]
+    store: Store,
+    run_id: str,
+    staged: Sequence[Staged],
+    wanted: Mapping[int, set[int]],
+    mutable: Sequence[str],
 ) -> dict[tuple[int, int], bytes]:
-    """The normal form of the rows concerned, by file and row; the run's own columns left out."""
+    """A digest of the values of the rows concerned, by file and row; the run's own columns left out."""
     left_out = {*META_COLUMNS, *mutable}
     found: dict[tuple[int, int], bytes] = {}
     for number, rows in wanted.items():
-        if not rows:
-            continue
-        offset = 0
-        for group in _row_groups(store, run_id, staged[number]):
+        for offset, group in _row_groups(store, run_id, staged[number], rows):
             here = sorted(row - offset for row in rows if offset <= row < offset + group.num_rows)
-            if here:
-                names = [name for name in group.schema.names if name not in left_out]
-                for index, row in zip(
-                    here, group.select(names).take(pa.array(here)).to_pylist(), strict=True
-                ):
-                    found[(number, offset + index)] = row_bytes(plain_row(row))
-            offset += group.num_rows
+            names = [name for name in group.schema.names if name not in left_out]
+            taken = group.select(names).take(pa.array(here, pa.int64())).to_pylist()
+            for index, row in zip(here, taken, strict=True):
+                found[(number, offset + index)] = blake2b(row_bytes(plain_row(row)), digest_size=16).digest()
     return found
 
 
@@ -289,18 +326,26 @@ def _is_pairs(value: object) -> TypeGuard[list[tuple[object, object]]]:
     return isinstance(value, list) and bool(value) and all(isinstance(item, tuple) for item in value)
 
 
-def _without(store: Store, run_id: str, item: Staged, dropped: set[int], compression: str) -> Staged | None:
+def _without(store: Store, run_id: str, item: Staged, dropped: pa.Array, compression: str) -> Staged | None:
     kept: list[pa.Table] = []
-    offset = 0
-    for group in _row_groups(store, run_id, item):
-        stay = [index for index in range(group.num_rows) if offset + index not in dropped]
-        kept.append(group if len(stay) == group.num_rows else group.take(pa.array(stay, pa.int64())))
-        offset += group.num_rows
+    for offset, group in _row_groups(store, run_id, item):
+        numbers = pc.add(
+            pc.cumulative_sum(pa.repeat(_ONE, group.num_rows)), pa.scalar(offset - 1, pa.int64())
+        )
+        is_gone = pc.is_in(numbers, value_set=dropped)
+        kept.append(group if not is_gone.true_count else group.filter(pc.invert(is_gone)))
     return rewrite(store, run_id, item, kept, compression=compression)
 
 
-def _row_groups(store: Store, run_id: str, item: Staged) -> Iterable[pa.Table]:
+def _row_groups(
+    store: Store, run_id: str, item: Staged, wanted: set[int] | None = None
+) -> Iterator[tuple[int, pa.Table]]:
+    """Where each row group of a file begins, and its rows; only those with a wanted row, if any are named."""
     with store.open_input(staged_path(run_id, item.file.path)) as stream:
         file = pq.ParquetFile(pa.PythonFile(stream, mode="r"))
+        offset = 0
         for number in range(file.num_row_groups):
-            yield file.read_row_group(number, use_threads=False)
+            rows = file.metadata.row_group(number).num_rows
+            if wanted is None or any(offset <= row < offset + rows for row in wanted):
+                yield offset, file.read_row_group(number, use_threads=False)
+            offset += rows

@@ -60,6 +60,9 @@ _COMMENTS: Mapping[str, str] = {
     "run.schema": "evolve | rescue | fail: when an answer has columns that are new",
     "checks.max_drop": "share of rows lost since the last run that holds back a table",
     "checks.min_rows": "… of at least so many rows; `run --accept TABLE` publishes it once",
+    "checks.max_nulls": "by column, of one table only: [checks.TABLE.max_nulls] COLUMN = 0.1",
+    "checks.max_age": '[checks.TABLE.max_age] COLUMN = "48h"',
+    "checks.references": '[checks.TABLE.references] COLUMN = "other_table.column"',
     "notify.url": "not in this version: pinged at start, success, failure",
 }
 _ASKED = ("lake.uri", "run.include", "run.pii")

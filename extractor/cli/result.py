@@ -21,7 +21,10 @@ _NEXT = {
     3: "what is complete is committed, the next run tries the rest again",
     4: f"see {PROGRAM} check",
     5: "wait for the other run to end, or start it again later",
-    6: 'look at the drift above, then allow it with --set run.schema=evolve or "rescue"',
+    6: (
+        'look at the drift above, then allow it with --set run.schema=evolve or "rescue", '
+        "or once with --accept TABLE"
+    ),
     7: f"see {PROGRAM} check",
     9: "what is complete is committed, the next run resumes the rest; limits.run_seconds is the deadline",
     10: f"see {PROGRAM} check, and source.base_url",

@@ -16,7 +16,10 @@ __all__ = ("run",)
     example="skysql-extract run --api-key-file ~/.skysql-key --lake lake --include 'services*'",
 )
 @click.option(
-    "--accept", multiple=True, metavar="TABLE", help="Publish this table although it lost rows; repeatable."
+    "--accept",
+    multiple=True,
+    metavar="TABLE",
+    help="Publish this table once although a check or the schema policy holds it back; repeatable.",
 )
 def run(arguments: Arguments, accept: tuple[str, ...]) -> int:
     """Extract the selected endpoints into the lake, once.

@@ -24,6 +24,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.json
 
+from extractor.drift import Drift, misfit, words
 from extractor.endpoint import ColumnType, ListType, MapType, Scalar, StructType
 from extractor.errors import BodyTooLarge, DriftRefused, MalformedBody
 from extractor.schema import (
@@ -42,7 +43,6 @@ from extractor.schema import (
     is_secret_value,
     json_text,
     read_type,
-    toml_hint,
 )
 
 __all__ = ("Decoded", "Envelope", "decode_rows", "open_body", "open_lines")
@@ -58,6 +58,9 @@ _PAGING_NAME = re.compile(
 
 # Maps with more keys than this are open in earnest.
 _MAP_KEYS = 64
+# Keys that were only ever null: of a table with more of them, further ones are as any new key.
+_NULL_KEYS = 256
+_DRIFTS_TOLD = 3
 _NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 # A number of up to 17 digits is what a double prints as.
 _DOUBLE_DIGITS = 17
@@ -89,14 +92,14 @@ class Envelope(msgspec.Struct, frozen=True, kw_only=True):
 class Decoded(msgspec.Struct, frozen=True, kw_only=True):
     """The rows of one or more pages, and what was noticed on the way.
 
-    `lengths` counts the rows of each page; `schema` is the one to use from now on; `drift` says in words what
+    `lengths` counts the rows of each page; `schema` is the one to use from now on; `drift` says what
     was new, `rescued` counts the values that fitted no column.
     """
 
     batch: pa.RecordBatch
     schema: TableSchema
     lengths: tuple[int, ...]
-    drift: tuple[str, ...] = ()
+    drift: tuple[Drift, ...] = ()
     rescued: int = 0
     is_fast: bool = False
 
@@ -537,7 +540,10 @@ def _refuse_surrogates(rows: object) -> None:
 
 def _exact_number(text: str) -> float | Decimal:
     """A fraction as a double, or with all its digits where a double has no room for them."""
-    nearest, exact = float(text), Decimal(text)
+    try:
+        nearest, exact = float(text), Decimal(text)
+    except ArithmeticError as error:
+        raise ValueError("a number has an exponent of too many digits") from error
     is_doubles_own = len(exact.as_tuple().digits) <= _DOUBLE_DIGITS and nearest not in (
         0.0,
         math.inf,
@@ -611,18 +617,20 @@ def _decode_exactly(
         if field.is_inferred and _holds_secret(values):
             # Nobody said what this column is: credentials may come in it at any time.
             values = [_redacted(field.source, value) for value in values]
-            drift += (f"{schema.table}.{field.source}: looks like a credential, redacted",)
+            redacted = sum(value == REDACTED for value in values)
+            drift += (Drift(table=schema.table, column=field.source, kind="redacted", count=redacted),)
         column, misfits = _fit_column(values, field.type)
         columns[field.name] = column
         for index, left in misfits.items():
             rest.setdefault(index, {})[field.source] = left
         if misfits:
-            hint = toml_hint(schema.table, field.source, misfits.values())
-            drift += (f"{schema.table}.{field.source}: {len(misfits)} values do not fit, rescued; {hint}",)
+            left, is_all = list(misfits.values()), column.null_count == len(column)
+            drift += (misfit(schema.table, field.source, field.type, left, is_all=is_all),)
     known = {field.source for field in schema.live} - schema.nanos
-    drift += _rescue_unknown(rows, known, rest, schema.table)
+    drift += _rescue_unknown(rows, known, rest, schema)
     if drift and schema.policy == "fail":
-        raise DriftRefused(f'{drift[0]}; refused, as run.schema = "fail"')
+        said = "; ".join(words(found, is_refused=True) for found in drift[:_DRIFTS_TOLD])
+        raise DriftRefused(f'{said}; refused, as run.schema = "fail"')
     rescued = (
         [json_text(rest[index]) if index in rest else None for index in range(len(rows))] if rest else None
     )
@@ -630,21 +638,38 @@ def _decode_exactly(
     return Decoded(batch=batch, schema=schema, lengths=lengths, drift=drift, rescued=len(rest))
 
 
-def _grow(rows: Sequence[dict[str, object]], schema: TableSchema) -> tuple[TableSchema, tuple[str, ...]]:
-    """Make columns of the keys that have none, as far as the policy and their names allow."""
+def _grow(rows: Sequence[dict[str, object]], schema: TableSchema) -> tuple[TableSchema, tuple[Drift, ...]]:
+    """Make columns of the keys that have none, as far as the policy and their names allow.
+
+    A key that was only ever null gets its first column under any policy, and that is no drift.
+    """
     known = {field.source for field in schema.fields}
-    if set().union(*rows) <= known or (schema.is_pinned and schema.policy != "evolve"):
+    if set().union(*rows) <= known:
         return schema, ()
     unknown = [key for key in dict.fromkeys(key for row in rows for key in row) if key not in known]
     added: dict[str, ColumnType] = {}
+    nulls = set(schema.null_keys)
+    may_all = not schema.is_pinned or schema.policy == "evolve"
     for key in unknown:
         values = [row.get(key) for row in rows]
         inferred = infer_type(values)
-        if inferred is not None and schema.grow(added).may_add(key) and not _holds_secret(values):
+        if inferred is None:
+            nulls.add(key)
+        elif (
+            (may_all or key in schema.null_keys)
+            and schema.grow(added).may_add(key)
+            and not _holds_secret(values)
+        ):
             added[key] = inferred
+    if nulls != schema.null_keys and len(nulls) <= _NULL_KEYS:
+        schema = replace(schema, null_keys=frozenset(nulls))
     if not added:
         return schema, ()
-    drift = tuple(f"{schema.table}.{key}: new column" for key in added) if schema.is_pinned else ()
+    drift = tuple(
+        Drift(table=schema.table, column=key, kind="column", type=column_type)
+        for key, column_type in added.items()
+        if schema.is_pinned and key not in schema.null_keys
+    )
     return schema.grow(added), drift
 
 
@@ -750,35 +775,48 @@ def _split_nanos(
 
 
 def _rescue_unknown(
-    rows: Sequence[dict[str, object]], known: set[str], rest: dict[int, dict[str, object]], table: str
-) -> tuple[str, ...]:
-    counts: dict[str, int] = {}
+    rows: Sequence[dict[str, object]],
+    known: set[str],
+    rest: dict[int, dict[str, object]],
+    schema: TableSchema,
+) -> tuple[Drift, ...]:
+    found: dict[str, list[object]] = {}
     redacted: dict[str, int] = {}
     for index, row in enumerate(rows if set().union(*rows) - known else ()):
         for key in row.keys() - known:
             value = row[key]
             if value is None:
                 continue
-            if is_secret_name(key) or _holds_secret([value]):
+            name = _shown(key)
+            if name == REDACTED or is_secret_name(key) or _holds_secret([value]):
                 value = REDACTED
-                redacted[key] = redacted.get(key, 0) + 1
+                redacted[name] = redacted.get(name, 0) + 1
             else:
-                counts[key] = counts.get(key, 0) + 1
-            rest.setdefault(index, {})[key] = value
+                found.setdefault(name, []).append(value)
+            rest.setdefault(index, {})[name] = value
     for index in rest:
         rest[index] = {key: _redacted(key, value) for key, value in rest[index].items()}
-    return tuple(
-        f"{table}.{key}: no column, {count} values rescued" for key, count in counts.items()
-    ) + tuple(
-        f"{table}.{key}: looks like a credential, {count} values redacted" for key, count in redacted.items()
-    )
+    drift = [
+        Drift(
+            table=schema.table,
+            column=key,
+            kind="unknown",
+            count=len(values),
+            type=infer_type(values) if schema.may_add(key) else None,
+        )
+        for key, values in found.items()
+    ]
+    drift += [
+        Drift(table=schema.table, column=key, kind="redacted", count=count) for key, count in redacted.items()
+    ]
+    return tuple(drift)
 
 
 def _redacted(key: str, value: object) -> object:
     """A rescued value without what looks like a credential, at any depth."""
     if isinstance(value, dict):
         return {
-            name: REDACTED if is_secret_name(name) and item is not None else _redacted(name, item)
+            _shown(name): REDACTED if is_secret_name(name) and item is not None else _redacted(name, item)
             for name, item in value.items()
         }
     if isinstance(value, list):
@@ -786,12 +824,21 @@ def _redacted(key: str, value: object) -> object:
     return REDACTED if isinstance(value, str) and is_secret_value(value) else value
 
 
+def _shown(key: str) -> str:
+    """A key of the answer as it may be kept."""
+    return REDACTED if is_secret_value(key) else key
+
+
 def _holds_secret(values: Iterable[object]) -> bool:
     for value in values:
         match value:
             case str() if is_secret_value(value):
                 return True
-            case dict() if any(is_secret_name(key) for key in value) or _holds_secret(value.values()):
+            case dict() if (
+                any(is_secret_name(key) for key in value)
+                or _holds_secret(value)
+                or _holds_secret(value.values())
+            ):
                 return True
             case list() if _holds_secret(value):
                 return True

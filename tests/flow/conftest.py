@@ -14,15 +14,21 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pyarrow.compute as pc
 import pytest
+from aiohttp import web
 
 import extractor
 from extractor.catalog import load_catalog
+from extractor.clock import SystemClock
 from extractor.digest import digest_rows, row_bytes
+from extractor.pipeline import World
 from extractor.sandbox import running
 from extractor.sandbox.options import parse_options
 from extractor.testing import canonical
@@ -269,3 +275,92 @@ def program(tmp_path: Path) -> Program:
 def module_program(tmp_path_factory: pytest.TempPathFactory) -> Program:
     """The command in a folder that a module's tests share."""
     return Program(tmp_path_factory.mktemp("program"))
+
+
+class _NightClock(SystemClock):
+    """The machine's clock, some nights ahead."""
+
+    def __init__(self, first: datetime) -> None:
+        self.ahead = first - datetime.now(UTC)
+
+    def now(self) -> datetime:
+        return super().now() + self.ahead
+
+
+@dataclass(slots=True)
+class Nights:
+    """An API of one's own whose rows change from run to run, and a lake that follows it, in this process.
+
+    `rows` has the answer of each path, or what makes it of the query; `catalogue` is the text of the endpoints.
+    """
+
+    folder: Path
+    catalogue: str = ""
+    rows: dict[str, object] = field(default_factory=dict)
+    clock: _NightClock = field(default_factory=lambda: _NightClock(datetime(2026, 11, 1, 3, tzinfo=UTC)))
+    asked: list[str] = field(default_factory=list)
+    chance: Random = field(default_factory=lambda: Random(7))
+
+    @property
+    def lake(self) -> extractor.Lake:
+        return extractor.Lake(self.folder / "lake")
+
+    def landed(self, table: str, as_of: str | None = None) -> list[dict[str, Any]]:
+        """The rows of a table as it stands."""
+        rows = self.lake.table(table, as_of=as_of).to_arrow().to_pylist()
+        assert isinstance(rows, list)
+        return rows
+
+    def pass_night(self, nights: int = 1) -> None:
+        self.clock.ahead += timedelta(days=nights)
+
+    def run(self, *, accept: tuple[str, ...] = (), file: str = "", **settings: object) -> extractor.RunReport:
+        """Extract everything once; `file` is the text of the configuration, `settings` have `__` for the dot."""
+        own = self.folder / "own"
+        own.mkdir(exist_ok=True)
+        (own / "own.toml").write_text(self.catalogue)
+        configured = self.folder / "configured.toml"
+        configured.write_text(file)
+        return asyncio.run(self._run(accept, configured, settings))
+
+    async def _run(
+        self, accept: tuple[str, ...], configured: Path, settings: Mapping[str, object]
+    ) -> extractor.RunReport:
+        runner = web.ServerRunner(web.Server(self._answer))
+        await runner.setup()
+        try:
+            await web.TCPSite(runner, "127.0.0.1", 0).start()
+            overrides = {
+                "source.base_url": f"http://127.0.0.1:{runner.addresses[0][1]}",
+                "source.builtin": False,
+                "source.catalogs": (str(self.folder / "own"),),
+                "lake.uri": str(self.folder / "lake"),
+                "limits.requests_per_second": 1000.0,
+                "limits.retry_attempts": 1,
+                **{name.replace("__", "."): value for name, value in settings.items()},
+            }
+            config = extractor.load_config(configured, environment={}, overrides=overrides)
+            world = World(clock=self.clock, chance=self.chance.random, environment={"SKYSQL_API_KEY": KEY})
+            return await extractor.extract(config, accept=accept, world=world)
+        finally:
+            await runner.cleanup()
+
+    async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
+        self.asked.append(request.path)
+        headers = {"Date": format_datetime(self.clock.now(), usegmt=True)}
+        if request.path not in self.rows:
+            return web.json_response({"detail": "no such path"}, status=404, headers=headers)
+        rows = self.rows[request.path]
+        return web.json_response(rows(request.query) if callable(rows) else rows, headers=headers)
+
+
+@pytest.fixture(scope="session")
+def make_nights() -> Callable[[Path], Nights]:
+    """`make_nights(folder)`: an API whose rows the test changes, and an empty lake, in a folder."""
+    return Nights
+
+
+@pytest.fixture
+def nights(tmp_path: Path) -> Nights:
+    """An API whose rows the test changes, and an empty lake."""
+    return Nights(tmp_path)

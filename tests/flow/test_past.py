@@ -8,7 +8,6 @@ import random
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import fields
 from datetime import UTC, datetime, timedelta
 from itertools import combinations
 from pathlib import Path
@@ -17,7 +16,6 @@ from typing import Any
 import aiohttp
 import pyarrow as pa
 import pyarrow.compute as pc
-import pytest
 
 import extractor
 from extractor.catalog import load_catalog
@@ -71,10 +69,6 @@ def multiset(rows: Iterable[Mapping[str, object] | None]) -> Counter[bytes]:
     return Counter(row_bytes(row) for row in rows if row is not None)
 
 
-@pytest.mark.skipif(
-    "changes" not in {option.name for option in fields(SandboxOptions)},
-    reason="nothing happens in this sandbox",
-)
 def test_differences_and_history_are_what_the_account_went_through(tmp_path: Path) -> None:
     lived = asyncio.run(_live(tmp_path / "lake"))
     lake = extractor.Lake(tmp_path / "lake")

@@ -284,6 +284,7 @@ async def test_windows_end_by_the_servers_clock_whatever_the_clients_says(
     site = Site(events={"a": (NOON - HOUR, False)})
     async with serving(site) as url:
         await run(url, tmp_path, at=NOON + error)
+        assert rows(tmp_path, "events", "id") == [("a",)]
         site.events |= {"b": (NOON, False)}
         site.now = NOON + HOUR
         await run(url, tmp_path, at=NOON + HOUR)

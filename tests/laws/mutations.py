@@ -185,7 +185,9 @@ MUTATIONS = (
         "        if opened.size_bytes >= self._settings.target_file_bytes:\n"
         "            self._open.pop(key).close()",
     ),
-    _one("rows that came twice stay", "unique.py", "    if found.num_rows == 0:\n", "    if True:\n"),
+    _one(
+        "rows that came twice stay", "unique.py", "        if doubled.num_rows == 0:\n", "        if True:\n"
+    ),
     _one(
         "rows that the lake has are appended again",
         "settle.py",

@@ -41,7 +41,7 @@ PAGES = [
 ]
 KEY = f"skysql.docs.docsdocs.{'Docs' * 9}.00000000"
 # Verbs that send nothing and leave nothing: what a page shows of them is run, in a folder after `make demo`.
-LOOKING = {"plan", "catalog", "runs", "show", "files", "sql", "diff", "verify"}
+LOOKING = {"plan", "catalog", "runs", "show", "files", "sql", "diff", "verify", "ddl"}
 
 _FENCE = re.compile(r"^( *)```(\w*)\n(.*?)^\1```", re.MULTILINE | re.DOTALL)
 _LINK = re.compile(r"(?<!\!)\[[^\]]+\]\(([^)\s]+)\)")

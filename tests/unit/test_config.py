@@ -227,6 +227,27 @@ def test_relative_paths_of_flags_and_variables_are_left_to_the_working_directory
         ("[checks.services]\nmax_drop = 7\n", "checks.services.max_drop is a share between 0 and 1"),
         ("[checks.services]\nmin_rows = -7\n", "checks.services.min_rows must not be negative, and is -7"),
         (
+            "[checks]\nmax_nulls = { id = 0.0 }\n",
+            "checks.max_nulls is for one table: write it as [checks.TABLE.max_nulls]",
+        ),
+        (
+            "[checks.services.max_nulls]\nid = 3\n",
+            "checks.services.max_nulls.id is a share between 0 and 1",
+        ),
+        (
+            "[checks.services]\nmax_nulls = { id = true }\n",
+            "checks.services.max_nulls: expected `float`, got `bool`",
+        ),
+        ("[checks.services]\nmax_nulls = 0.5\n", "checks.services.max_nulls: expected `object`, got `float`"),
+        (
+            "[checks.services.max_age]\nseen = '3 years'\n",
+            "checks.services.max_age.seen is a time: '3 years' is no duration; write 90s, 15m, 48h, 30d or 2w",
+        ),
+        (
+            "[checks.services.references]\nid = 'regions'\n",
+            "checks.services.references.id is 'regions'; write it as \"table.column\"",
+        ),
+        (
             "[checks.services]\nmaxdrop = 0\n",
             "unknown key checks.services.maxdrop; did you mean checks.services.max_drop?",
         ),

@@ -19,7 +19,15 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer, unused_port
 
-from extractor.errors import BodyTooLarge, NetworkError, RedirectRefused, RequestError, StatusError
+from extractor.errors import (
+    BodyTooLarge,
+    ExtractError,
+    LakeError,
+    NetworkError,
+    RedirectRefused,
+    RequestError,
+    StatusError,
+)
 from extractor.fetch import Fetcher, FetchLimits, Request, Response, parse_date
 from extractor.testing.clock import VirtualClock
 
@@ -106,8 +114,8 @@ def saying(*parts: bytes, end: str = "close") -> Handler:
 
 
 async def refusal(
-    url: str, kind: type[RequestError], folder: Path = Path("/nonexistent"), **limits: float
-) -> RequestError:
+    url: str, kind: type[ExtractError], folder: Path = Path("/nonexistent"), **limits: float
+) -> ExtractError:
     """The error of one attempt, after a look for credentials in all that could be shown of it."""
     async with fetching(url, folder, **limits) as fetcher:
         with pytest.raises(kind) as caught:
@@ -456,9 +464,12 @@ async def test_a_full_or_missing_disk_is_told_from_a_bad_answer(tmp_path: Path) 
     handler = saying(head("Content-Length: 5000"), b"x" * 5000)
 
     async with speaking(handler) as url:
-        error = await refusal(url, NetworkError, tmp_path / "missing", spool_bytes=1000)
+        error = await refusal(url, LakeError, tmp_path / "missing", spool_bytes=1000)
 
-    assert error.message == ("/v1/ships: the answer could not be kept on disk (No such file or directory)")
+    assert error.message == (
+        "/v1/ships: the answer could not be kept on disk: No such file or directory; "
+        "see to the folder and run again"
+    )
 
 
 # --- answers that are none ----------------------------------------------------------------------------------

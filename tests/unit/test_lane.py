@@ -16,6 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from extractor.drift import Drift
 from extractor.endpoint import Endpoint
 from extractor.errors import DriftRefused, ExtractError, MalformedBody
 from extractor.fetch import Response
@@ -82,7 +83,7 @@ class Bench:
     shelf: Shelf = field(default_factory=Shelf)
     pages: list[tuple[str, int]] = field(default_factory=list)
     failures: list[tuple[str, type[ExtractError]]] = field(default_factory=list)
-    drift: list[str] = field(default_factory=list)
+    drift: list[Drift] = field(default_factory=list)
     is_eager: bool = True
     works: list[Callable[[], Coroutine[Any, Any, None]]] = field(default_factory=list)
 
@@ -222,7 +223,7 @@ async def test_a_schema_that_grew_is_used_for_the_pages_after() -> None:
     await bench.work()
 
     assert [known.name for known in bench.lane.schema.fields] == ["id", "new"]
-    assert bench.drift == ["t.new: new column"]
+    assert bench.drift == [Drift(table="t", column="new", kind="column", type=Scalar("string"))]
 
 
 # --- the budget ---------------------------------------------------------------------------------------------

@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from extractor.drift import Drift
 from extractor.endpoint import Endpoint
 from extractor.ledger import Ledger, OpenChain, Outcome
 from extractor.paging import Chain
@@ -242,15 +245,17 @@ def test_the_total_is_known_where_every_chain_tells_its_own(
     assert ledger(*(open_chain(total=number) for number in totals)).total == total
 
 
-def test_drift_and_notes_are_counted_line_by_line() -> None:
+def test_drift_is_added_up_by_column_and_notes_line_by_line() -> None:
     found = ledger()
+    lost = Drift(table="t", column="a", kind="unknown", count=2)
+    new = Drift(table="t", column="b", kind="column")
 
-    found.note_drift(["column a", "column b"])
-    found.note_drift(["column a"])
+    found.note_drift([lost, new])
+    found.note_drift([lost])
     found.note("asked twice")
     found.note("asked twice")
 
-    assert found.drift == {"column a": 2, "column b": 1}
+    assert found.drift == {("unknown", "a"): replace(lost, count=4), ("column", "b"): new}
     assert found.notes == {"asked twice": 2}
 
 

@@ -24,7 +24,6 @@ from extractor.schema import (
     plan_schema,
     read_type,
     render_type,
-    toml_hint,
 )
 
 SCALARS = "string int64 float64 bool decimal timestamp timestamp_naive epoch json binary".split()
@@ -199,10 +198,6 @@ def test_texts_in_the_shape_of_a_key_are_known_inside_other_texts() -> None:
 
     assert is_secret_value(f"the key {key} leaked")
     assert not is_secret_value("skysql.com is a host")
-
-
-def test_the_hint_is_a_line_that_a_catalogue_takes() -> None:
-    assert toml_hint("bills", "total", [1, 2.5]) == '[bills.columns] total = "float64"'
 
 
 # --- the schema of a table ----------------------------------------------------------------------------------

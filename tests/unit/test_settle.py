@@ -289,8 +289,10 @@ def test_fewer_rows_than_the_server_says_there_are_make_the_table_partial() -> N
     lake = Lake()
 
     fewer = lake.run(page("a", "b"), total=3)
+    accepted = lake.run(page("a", "b"), total=3, is_accepted=True)
     as_many = lake.run(page("a", "b"), total=2)
 
+    assert (accepted.update, accepted.report.status) == (None, "partial")
     assert (fewer.update, fewer.report.status, fewer.report.reason) == (
         None,
         "partial",
@@ -353,6 +355,19 @@ def test_a_table_that_loses_too_many_rows_is_held_until_it_is_accepted() -> None
     assert "4 rows fell to 2" in held.report.reason
     assert [told(settled)[0] for settled in (fewer_lost, too_small, accepted)] == ["complete"] * 3
     assert lake.ids == []
+
+
+def test_a_window_that_is_read_anew_and_lost_its_rows_is_held_too() -> None:
+    lake = Lake(endpoint=BILLS)
+    many = [f"b{number}" for number in range(20)]
+    lake.run({"2026-10": page("a"), "2026-11": page(*many)})
+
+    held = lake.run({"2026-10": page("a"), "2026-11": "[]"})
+    fewer = lake.run({"2026-10": "[]", "2026-11": page("b0")})
+
+    assert (held.update, held.report.status) == (None, "held")
+    assert held.report.reason.startswith("20 rows of 2026-11 fell to 0 (checks.max_drop = 1)")
+    assert fewer.report.status == "complete"
 
 
 # --- windows of events --------------------------------------------------------------------------------------

@@ -254,6 +254,30 @@ def test_a_large_table_read_again_whole_is_known_row_by_row() -> None:
     assert time.process_time() - begun < 30
 
 
+def test_of_a_key_that_tells_no_rows_apart_some_values_are_told_and_all_are_counted() -> None:
+    store = MemoryStore()
+    rows = of([number % 30 for number in range(90)], n=list(range(90)))
+
+    found = make_unique(store, RUN, stage(store, rows), ["id"])
+
+    assert (found.conflicting_keys, found.repeated, len(found.conflicts)) == (30, 0, 20)
+    assert set(found.conflicts) <= {f"id={number}" for number in range(30)}
+    assert [item.file.rows for item in found.staged] == [90]
+
+
+def test_of_rows_that_share_a_key_only_those_that_are_equal_go() -> None:
+    store = MemoryStore()
+    first, second = of([1, 1, 2, 1], n=[5, 5, 6, 7]), of([2, 3, 1], n=[6, 8, 5])
+
+    found = make_unique(store, RUN, stage(store, first, second), ["id"])
+
+    assert (found.conflicting_keys, found.repeated, found.conflicts) == (1, 3, ("id=1",))
+    assert rows_of(store, found.staged) == [
+        [{"id": 1, "n": 5}, {"id": 2, "n": 6}, {"id": 1, "n": 7}],
+        [{"id": 3, "n": 8}],
+    ]
+
+
 def _peak_bytes(files: int) -> int:
     """The most that Arrow held while a thousand new rows were looked up in so many files of the lake."""
     store = MemoryStore()

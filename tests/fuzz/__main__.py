@@ -1,0 +1,91 @@
+"""Damage inputs and feed them to the readers: `python -m tests.fuzz --target json --minutes 10 --seed 7`.
+
+Without `--target` all readers have their turn, each for so many minutes. What breaks one is made small and kept in
+`tests/recorded/TARGET/`, where a test reads it again from then on; the exit code is then 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import resource
+import sys
+import time
+from pathlib import Path
+
+from tests.fuzz.mutate import Corpus
+from tests.fuzz.readers import READERS, Outcome, read
+
+RECORDED = Path(__file__).parents[1] / "recorded"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__)
+    parser.add_argument("--target", choices=tuple(READERS), action="append")
+    parser.add_argument("--minutes", type=float, default=10.0)
+    parser.add_argument("--seed", type=int, default=int(time.time()))
+    parser.add_argument(
+        "--memory-mb", type=int, default=700, help="peak of the process that counts as a fault"
+    )
+    arguments = parser.parse_args()
+    found = 0
+    for target in arguments.target or READERS:
+        found += _fuzz(target, arguments.minutes * 60, arguments.seed, arguments.memory_mb)
+    return 1 if found else 0
+
+
+def _fuzz(target: str, seconds: float, seed: int, memory_mb: int) -> int:
+    reader = READERS[target]
+    corpus = Corpus(reader.examples, reader.words, seed=seed)
+    ends = time.monotonic() + seconds
+    count, slowest, kept = 0, 0.0, {}
+    while time.monotonic() < ends:
+        body = corpus.next()
+        outcome = read(reader, body)
+        count += 1
+        slowest = max(slowest, outcome.seconds)
+        corpus.learn(body, outcome.signature)
+        if outcome.fault and outcome.place not in kept:
+            kept[outcome.place] = _keep(target, _smaller(target, body, outcome), outcome)
+        if count % 1000 == 0 and _peak_mb() > memory_mb:
+            kept["memory"] = _keep(target, body, outcome)
+            print(f"{target}: the process took {_peak_mb()} MB")
+            break
+    print(
+        f"{target}: seed {seed}, {count:,} inputs in {seconds:.0f} s, {len(corpus)} kinds of outcome, "
+        f"slowest {slowest:.2f} s, peak {_peak_mb()} MB, {len(kept)} faults",
+        flush=True,
+    )
+    return len(kept)
+
+
+def _peak_mb() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+
+
+def _smaller(target: str, body: bytes, outcome: Outcome) -> bytes:
+    """As little of the input as fails in the same place, as far as twenty seconds go."""
+    ends = time.monotonic() + 20
+    width = len(body) // 2
+    while width and time.monotonic() < ends:
+        at = 0
+        while at < len(body) and time.monotonic() < ends:
+            less = body[:at] + body[at + width :]
+            if read(READERS[target], less).place == outcome.place:
+                body = less
+            else:
+                at += width
+        width //= 2
+    return body
+
+
+def _keep(target: str, body: bytes, outcome: Outcome) -> Path:
+    path = RECORDED / target / f"{hashlib.sha256(body).hexdigest()[:12]}.bin"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(body)
+    print(f"{target}: {outcome.fault}\n  kept as {path.relative_to(RECORDED.parents[1])}", flush=True)
+    return path
+
+
+if __name__ == "__main__":
+    sys.exit(main())
