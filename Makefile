@@ -26,10 +26,10 @@ LOCKED := import sys; sys.exit((sys.implementation.name, sys.platform, sys.versi
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help setup demo check lint types imports test format lock clean bench bench-memory bench-pacing laws laws-mutations nights backfill-year spark fuzz audit soak soak-steady
+.PHONY: help setup demo check lint types imports test format lock clean bench bench-memory bench-pacing runs-8640 laws laws-mutations nights backfill-year spark fuzz audit soak soak-steady
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-14s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.installed ## extract a made-up account from the built-in sandbox: no key, no network
 	@$(BIN)/skysql-extract demo
@@ -64,6 +64,9 @@ bench-memory: $(BENCH)/.installed ## peak memory up to ten million rows and samp
 
 bench-pacing: $(VENV)/.developed ## how much of a server's rate limit is used, and refused; BENCH_ARGS="--rate 50"
 	@$(BIN)/python -m tests.bench.pacing $(BENCH_ARGS)
+
+runs-8640: $(VENV)/.developed ## a month of runs, every five minutes: what the lake and its log grow to, readers beside
+	@$(BIN)/python -m tests.bench.runs $(BENCH_ARGS)
 
 # Against the files as they stand here, not the installed package.
 laws: $(VENV)/.developed ## whole runs in 10,000 made-up worlds; LAWS_ARGS="--seed 7" replays one

@@ -15,7 +15,10 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from extractor.api import __version__, backfill, backfill_async, extract, run, stream
+    from extractor.compaction import compact
     from extractor.config import Config, load_config
+    from extractor.erasure import erase
+    from extractor.expiry import expire
     from extractor.lake import Lake
     from extractor.report import RunReport
 
@@ -26,6 +29,9 @@ __all__ = (
     "__version__",
     "backfill",
     "backfill_async",
+    "compact",
+    "erase",
+    "expire",
     "extract",
     "load_config",
     "run",
@@ -37,6 +43,9 @@ _HOMES = {
     "Lake": "extractor.lake",
     "RunReport": "extractor.report",
     "__version__": "extractor.api",
+    "compact": "extractor.compaction",
+    "erase": "extractor.erasure",
+    "expire": "extractor.expiry",
     "backfill": "extractor.api",
     "backfill_async": "extractor.api",
     "extract": "extractor.api",

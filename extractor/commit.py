@@ -2,7 +2,8 @@
 
     _extractor/log/N.json       an entry: the whole logical state, by reference
     _extractor/lists/DIGEST.json  immutable lists of files, columns and state, shared by entries
-    _extractor/leases/N.json    who writes what, itself a log of small entries
+    _extractor/folds/N.json.gz  entries that are old, 256 in a file, with the lists that only they refer to
+    _extractor/leases/N.json    who writes what (see `lease`)
     _extractor/staging/RUN/     data files that are complete but not yet in their place
     _extractor/latest.json      a hint where to begin looking for the newest entry
 
@@ -13,21 +14,33 @@ so: adding a file changes the piece it falls into and the few pieces above, howe
 
 from __future__ import annotations
 
-import hashlib
-import os
 import secrets
-import socket
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
-from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any, cast
+from urllib.parse import unquote
 
 import orjson
 
 from extractor.clock import Clock
-from extractor.errors import CommitConflict, LakeBusy, LakeError
+from extractor.errors import CommitConflict, LakeError
+from extractor.exchange import exchange_files
+from extractor.fold import FOLD_ENTRIES, Fold, Folds
+from extractor.lease import FORMAT_VERSION, Holder, Leases, TableKey, live_runs, this_process
+from extractor.lists import (
+    Pieces,
+    can_stand_apart,
+    cut,
+    cut_growing,
+    encoded,
+    pair_of,
+    recent_items,
+    sha256,
+    with_recent,
+)
 from extractor.store import SCRATCH, Store, StoredFile, StoreMissing
 
 if TYPE_CHECKING:
@@ -36,6 +49,7 @@ if TYPE_CHECKING:
 
 __all__ = (
     "FORMAT_VERSION",
+    "GRACE_SECONDS",
     "CommitLog",
     "Holder",
     "Leases",
@@ -54,15 +68,11 @@ __all__ = (
     "this_process",
 )
 
-FORMAT_VERSION = 1
-
-TableKey = tuple[str, str]
-"""Table and account."""
+GRACE_SECONDS = 3_600.0
+"""So long files that were replaced stay for readers who hold an older entry."""
 
 _LOG = "_extractor/log"
 _LISTS = "_extractor/lists"
-_LEASES = "_extractor/leases"
-_BEATS = "_extractor/leases/beats"
 _STAGING = "_extractor/staging"
 _OLD = "_extractor/old"
 _LATEST = "_extractor/latest.json"
@@ -70,13 +80,10 @@ _LATEST = "_extractor/latest.json"
 _PROBES = 64
 """So many entries a hint may lag before listing the log is quicker than probing on."""
 _REBASES = 100
-_LEASES_KEPT = 16
-_INLINE_ITEMS = 64
-_INLINE_BYTES = 24_000
-_PIECE_ITEMS = 256
-_PIECE_BYTES = 64_000
-_CUT = 64
-"""A list is cut behind one of so many keys, on average."""
+_TABLES_APART = 8
+"""So many tables stand in every entry; of more only those do that differ from a list which entries share."""
+_BASES_OPEN = 4
+_FILES_READ = 256
 _DEBRIS_SECONDS = 86_400
 
 
@@ -151,6 +158,10 @@ class LogEntry:
     source: Mapping[str, object]
     predecessor: str
     """SHA-256 of the bytes of the entry before; empty for the first."""
+    graces: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    """By their number, entries whose removed files are still kept: until when, and one of the files."""
+    base: str = field(default="", compare=False)
+    """Digest of a list of tables that entries share, or empty: only what differs from it is in the entry itself."""
     format_version: int = FORMAT_VERSION
     digest: str = field(default="", compare=False)
     """SHA-256 of this entry's own bytes; not part of them."""
@@ -181,12 +192,16 @@ def commit(
     status: str = "complete",
     is_final: bool = True,
     replaced: Mapping[str, Sequence[str]] | None = None,
+    rewritten: Sequence[DataFile] = (),
+    grace_seconds: float = GRACE_SECONDS,
 ) -> LogEntry:
     """The entry that makes all `updates` visible at once; every other table is carried forward as it is.
 
     The new files must be staged. Without updates the entry records that the run took place. `replaced` maps
     paths of files that are no longer current to the paths of those that hold their rows (none: the rows are
-    gone). Calling it again after an error with the same updates does not commit twice.
+    gone); `rewritten` are those of the new files that are in no state of the updates. Replaced files are kept for
+    `grace_seconds` once this is published; 0 removes them at once. Calling it again after an error with the same
+    updates does not commit twice.
 
     Raises: LakeBusy if a lease was taken over; CommitConflict if another writer changed one of the tables;
     LakeError if a new file is not staged or the lake cannot be written. Nothing is committed then, unless the
@@ -194,11 +209,17 @@ def commit(
     """
     newest = log.newest()
     written = _write_states(store, log, run_id, updates)
-    replacements = log.write_list({"replaced": replaced}) if replaced else ""
+    replacements = ""
+    if replaced:
+        replacements = _write_replaced(log, replaced, [*rewritten, *_files_of(updates)], grace_seconds)
+        # So that there is something in staging for as long as this is to be published.
+        store.put(staged_path(run_id, _marker(replacements)), b"{}\n")
     for _ in range(_REBASES):
         current = newest.tables if newest is not None else {}
         if any(current.get(key) != expected for key, expected in written.expected.items()):
             return _committed_before(log, run_id, written, leases)
+        tables = {**current, **written.references}
+        publishing = _publishing(store, newest, run_id)
         entry = LogEntry(
             sequence=newest.sequence + 1 if newest is not None else 1,
             run_id=run_id,
@@ -207,45 +228,54 @@ def commit(
             status=status,
             started_at=started_at,
             committed_at=_commit_time(newest, started_at, clock),
-            tables={**current, **written.references},
-            publishing=_publishing(store, newest, run_id),
+            tables=tables,
+            publishing=publishing,
             replaced=replacements,
             summary=_warned(summary, newest, started_at, clock),
             source=source,
             predecessor=newest.digest if newest is not None else "",
+            graces=_graces(store, newest, publishing, replaced or {}, grace_seconds),
+            base=_base_for(log, newest, tables),
         )
-        content = _encode_entry(entry)
+        content = _encode_entry(entry, log.base(entry.base))
         if leases is not None:
             leases.check()
         if _put_entry(store, entry.sequence, content):
-            if newest is None or log.digest_of(newest.sequence) == newest.digest:
-                return _decode_entry(content, sequence=entry.sequence, lake=store.uri)
-            # What it was built on is gone: void. It goes too, before anyone builds on it.
+            is_known = log.folds.entry(entry.sequence) in (None, content)
+            if is_known and (newest is None or log.digest_of(newest.sequence) == newest.digest):
+                return log.decoded(content, entry.sequence)
+            # What it was built on is gone, or the number was used and folded long ago: void. It goes too, before
+            # anyone builds on it.
             store.delete(_entry_path(entry.sequence))
         newest = log.newest()
     raise CommitConflict(f"cannot commit to lake {store.uri}: other writers were always first; run again")
 
 
-def publish(store: Store, log: CommitLog, entry: LogEntry) -> int:
+def publish(store: Store, log: CommitLog, entry: LogEntry, *, beat: Callable[[], None] = lambda: None) -> int:
     """Move what `entry` made current from staging to its place, write the hint, and say how many files moved.
 
-    May be repeated, and be done by several at once. After the last entry of a run its staging is removed.
+    May be repeated, and be done by several at once; an entry that replaced files only by the holder of the lease.
+    After the last entry of a run its staging is removed. Sometimes old entries are folded in passing.
     """
     moved = 0
+    if entry.replaced and _is_waiting(store, entry):
+        moved += _publish_replaced(store, log, entry, beat)
     staged = _staged(store, entry.run_id)
     if staged:
-        for state in _changed_states(log, entry):
-            moved += _publish_files(store, entry.run_id, state.files, staged)
+        for paths in _changed_paths(log, entry):
+            moved += _publish_files(store, entry.run_id, paths, staged)
     _write_hint(store, log)
     if entry.is_final:
         store.delete_folder(f"{_STAGING}/{entry.run_id}")
+    _fold_older(store, log)
     return moved
 
 
-def roll_forward(store: Store, log: CommitLog) -> list[str]:
-    """Finish what cut-off runs committed but did not publish; the ids of those runs.
+def roll_forward(store: Store, log: CommitLog, leases: Leases | None = None) -> list[str]:
+    """Finish what cut-off runs committed but did not publish; the ids of those runs. Remove what is past its grace.
 
-    Every writing verb begins with this, after it has its leases.
+    Every writing verb begins with this, after it has its leases. Files that take the place of others need the lease
+    of their table: without it they are left to the next verb that has it.
     """
     log.check_numbers()
     newest = log.newest()
@@ -254,9 +284,14 @@ def roll_forward(store: Store, log: CommitLog) -> list[str]:
         if not _staged(store, run_id):
             continue
         entries = [log.read(sequence) for sequence in sequences]
+        entries = [entry for entry in entries if _may_publish(store, log, entry, leases)]
+        if not entries:
+            continue
         moved = sum(publish(store, log, entry) for entry in entries)
         if moved or entries[-1].is_final:
             finished.append(run_id)
+    if newest is not None and newest.graces:
+        _remove_old(store, log, newest)
     return finished
 
 
@@ -280,8 +315,11 @@ def clean_orphans(
     for run_id, modified_at in sorted(newest_file.items()):
         if run_id in live_runs or (now - modified_at).total_seconds() < resume_seconds:
             continue
-        for sequence in publishing.get(run_id, ()):
-            publish(store, log, log.read(sequence))
+        entries = [log.read(sequence) for sequence in publishing.get(run_id, ())]
+        if any(entry.replaced and _is_waiting(store, entry) for entry in entries):
+            continue  # it takes the lease of its tables to finish those
+        for entry in entries:
+            publish(store, log, entry)
         store.delete_folder(f"{_STAGING}/{run_id}")
         removed.append(run_id)
     for stored in store.list(SCRATCH):
@@ -305,6 +343,9 @@ class CommitLog:
 
     def __init__(self, store: Store) -> None:
         self._store = store
+        self.folds = Folds(store)
+        self._bases: OrderedDict[str, Mapping[TableKey, TableRef]] = OrderedDict()
+        self._files_read: OrderedDict[str, tuple[DataFile, ...]] = OrderedDict()
 
     def newest(self) -> LogEntry | None:
         """The newest entry, None if there is none yet; reads two entries at most.
@@ -321,11 +362,32 @@ class CommitLog:
 
     def read(self, sequence: int) -> LogEntry:
         """The entry with this number. Raises: LakeError if missing, changed by hand, or of a newer format."""
-        try:
-            content = self._store.read(_entry_path(sequence))
-        except StoreMissing as error:
-            raise self._missing_number(sequence) from error
-        return _decode_entry(content, sequence=sequence, lake=self._store.uri)
+        content = self._content(sequence)
+        if content is None:
+            raise self._missing_number(sequence)
+        return self.decoded(content, sequence)
+
+    def decoded(self, content: bytes, sequence: int) -> LogEntry:
+        """The entry in these bytes. Raises: as `read`."""
+        return _decode_entry(
+            content,
+            sequence=sequence,
+            lake=self._store.uri,
+            base_of=lambda digest: self.base(digest, sequence),
+        )
+
+    def base(self, digest: str, near: int = 0) -> Mapping[TableKey, TableRef]:
+        """The tables of a list that entries share."""
+        if not digest:
+            return {}
+        found = self._bases.get(digest)
+        if found is None:
+            found = _flat(self.read_list(digest, near)["tables"])
+            self._bases[digest] = found
+        self._bases.move_to_end(digest)
+        while len(self._bases) > _BASES_OPEN:
+            self._bases.popitem(last=False)
+        return found
 
     def entries(self) -> Iterator[LogEntry]:
         """All entries, oldest first. Raises: LakeError as `newest`, and where a number is missing."""
@@ -357,8 +419,13 @@ class CommitLog:
     def state_of(self, entry: LogEntry, table: str, account: str) -> TableState:
         """The state of one table. Raises: KeyError if the entry has none; LakeError if a list is damaged."""
         reference = entry.tables[table, account]
-        content = self.read_list(reference.digest)
-        columns = cast(list[Mapping[str, object]], self.read_list(str(content["columns"]))["columns"])
+        near = entry.sequence
+        content = self.read_list(reference.digest, near)
+        columns = cast(list[Mapping[str, object]], self.read_list(str(content["columns"]), near)["columns"])
+        files = tuple(_file_of(path, value) for path, value in self._items(content["files"], near))
+        self._files_read[reference.digest] = files
+        while len(self._files_read) > _FILES_READ:
+            self._files_read.popitem(last=False)
         return TableState(
             table=table,
             account=account,
@@ -366,27 +433,43 @@ class CommitLog:
             status=reference.status,
             reason=reference.reason,
             rows=reference.rows,
-            files=tuple(_file_of(path, value) for path, value in self._items(content["files"])),
+            files=files,
             columns=tuple(columns),
-            state=dict(self._items(content["state"])),
+            state=dict(self._items(content["state"], near)),
             run_id=reference.run_id,
             proved_by=reference.proved_by,
             snapshot_at=reference.snapshot_at,
             content=reference.content,
         )
 
+    def files_read(self, digest: str) -> tuple[DataFile, ...]:
+        """The files of a table as `state_of` gave them, if it did lately; else none."""
+        return self._files_read.get(digest, ())
+
+    def paths_since(self, reference: TableRef, earlier: TableRef | None, near: int) -> set[str]:
+        """The paths in the pieces of a table's list of files that are not those of an earlier one."""
+        part = self.read_list(reference.digest, near)["files"]
+        _, leaves = self._nodes(part)
+        if earlier is not None and leaves:
+            leaves -= self._nodes(self.read_list(earlier.digest, near)["files"])[1]
+        return self._keys(part, leaves)
+
     def replacements(self, entry: LogEntry) -> Mapping[str, tuple[str, ...]]:
         """The paths of the files that `entry` removed, each with those that hold its rows now."""
         if not entry.replaced:
             return {}
-        found = cast(Mapping[str, Sequence[str]], self.read_list(entry.replaced)["replaced"])
+        content = self.read_list(entry.replaced, entry.sequence)
+        found = cast(Mapping[str, Sequence[str]], content["replaced"])
         return {path: tuple(paths) for path, paths in found.items()}
 
     def replacing_files(self, entry: LogEntry) -> Mapping[str, DataFile]:
-        """Those files by path that hold the rows of what `entry` removed and are in no table's state."""
-        content = self.read_list(entry.replaced) if entry.replaced else {}
-        found = map(_pair, cast(list[object], content.get("files", [])))
-        return {path: _file_of(path, value) for path, value in found}
+        """The files that hold the rows of those that `entry` removed, by path."""
+        if not entry.replaced:
+            return {}
+        content = self.read_list(entry.replaced, entry.sequence)
+        return {
+            path: _file_of(path, value) for path, value in map(pair_of, cast(list[object], content["files"]))
+        }
 
     def lists_of(self, reference: TableRef) -> frozenset[str]:
         """The digests of every list that a table's state consists of: to be kept while an entry has it."""
@@ -396,6 +479,15 @@ class CommitLog:
             inner, leaves = self._nodes(part)
             digests |= inner | leaves
         return frozenset(digests)
+
+    def lists_of_entry(self, entry: LogEntry, seen: set[str]) -> set[str]:
+        """The digests of every list that an entry needs; those of tables in `seen` are left out, and put there."""
+        digests = {digest for digest in (entry.base, entry.replaced) if digest}
+        for reference in entry.tables.values():
+            if reference.digest not in seen:
+                seen.add(reference.digest)
+                digests |= self.lists_of(reference)
+        return digests
 
     def check_numbers(self) -> int:
         """The number of the newest entry, 0 if there is none. Raises: LakeError if an earlier one is
@@ -407,24 +499,33 @@ class CommitLog:
             if (stem := stored.path.rpartition("/")[2].removesuffix(".json")).isdecimal()
         ]
         newest = max(numbers, default=0)
-        for missing in sorted(set(range(1, newest)).difference(numbers)):
+        # What is folded and what is about to be removed for it may both be there.
+        folded = set(self.folds.numbers())
+        for missing in _gaps(numbers, folded):
             # A listing that ran beside two commits may show the second without the first.
-            if not self._store.exists(_entry_path(missing)):
+            if self._content(missing) is None:
                 raise self._missing_number(missing)
-        return newest
+        return max(newest, max(folded, default=0))
 
     def digest_of(self, sequence: int) -> str:
         """SHA-256 of the entry's bytes, empty if there is no such entry."""
-        try:
-            return _sha256(self._store.read(_entry_path(sequence)))
-        except StoreMissing:
-            return ""
+        content = self._content(sequence)
+        return "" if content is None else sha256(content)
 
-    def read_list(self, digest: str) -> Mapping[str, object]:
-        """The content of a list. Raises: LakeError if it is missing or is not what its name says."""
+    def read_list(self, digest: str, near: int = 0) -> Mapping[str, object]:
+        """The content of a list; `near` is the number of an entry that refers to it, if that may be an old one.
+
+        Raises: LakeError if it is missing or is not what its name says.
+        """
         path = _list_path(digest)
-        content = self._store.read(path)
-        if _sha256(content) != digest:
+        try:
+            content = self._store.read(path)
+        except StoreMissing:
+            folded = self.folds.content(digest, near)
+            if folded is None:
+                raise
+            content = folded
+        if sha256(content) != digest:
             raise LakeError(
                 f"{path} in lake {self._store.uri} was changed after it was written; "
                 "restore it from a copy of the lake"
@@ -433,10 +534,10 @@ class CommitLog:
 
     def write_list(self, content: Mapping[str, object]) -> str:
         """The digest under which the list now can be read."""
-        return self.write_content(_encoded(content))
+        return self.write_content(encoded(content))
 
     def write_content(self, content: bytes) -> str:
-        digest = _sha256(content)
+        digest = sha256(content)
         if not self._store.put_if_absent(_list_path(digest), content):
             # Renewed, so that by its age it is not taken for one that nobody refers to.
             self._store.put(_list_path(digest), content)
@@ -459,15 +560,25 @@ class CommitLog:
         sequence = _read_hint(self._store).get("sequence")
         return sequence if isinstance(sequence, int) and sequence > 0 else 0
 
-    def _items(self, part: object) -> Iterator[tuple[str, object]]:
+    def _content(self, sequence: int) -> bytes | None:
+        try:
+            return self._store.read(_entry_path(sequence))
+        except StoreMissing:
+            return self.folds.entry(sequence)
+
+    def _items(self, part: object, near: int = 0) -> Iterator[tuple[str, object]]:
         content = cast(Mapping[str, object], part)
+        if "recent" in content:
+            older = {key: value for key, value in content.items() if key != "recent"}
+            yield from sorted([*self._items(older, near), *recent_items(content)], key=lambda item: item[0])
+            return
         if "tree" in content:
-            content = self.read_list(str(content["tree"]))
+            content = self.read_list(str(content["tree"]), near)
         if "items" in content:
-            yield from map(_pair, cast(list[object], content["items"]))
+            yield from map(pair_of, cast(list[object], content["items"]))
             return
         for digest in cast(list[str], content["children"]):
-            yield from self._items({"tree": digest})
+            yield from self._items({"tree": digest}, near)
 
     def _nodes(self, part: object) -> tuple[frozenset[str], frozenset[str]]:
         """Digests of the inner pieces and of the leaves of a list; reads the inner ones only."""
@@ -485,7 +596,8 @@ class CommitLog:
         """The keys that stand in these leaves of a list; all of them where the list is one piece."""
         if "tree" not in cast(Mapping[str, object], part):
             return {key for key, _ in self._items(part)}
-        return {key for leaf in leaves for key, _ in self._items({"tree": leaf})}
+        recent = {key for key, _ in recent_items(part)}
+        return recent.union(key for leaf in leaves for key, _ in self._items({"tree": leaf}))
 
     def _missing_number(self, sequence: int) -> LakeError:
         return LakeError(
@@ -502,182 +614,9 @@ class CommitLog:
         )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Holder:
-    """A process, so described that another one can tell whether it still lives."""
-
-    pid: int
-    process_started: str
-    """Tells apart two processes that had the same number in turn; empty where it cannot be known."""
-    pid_namespace: str
-    boot_id: str
-    host: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Lease:
-    token: str
-    run_id: str
-    taken_at: str
-    holder: Holder
-    tables: tuple[TableKey, ...]
-    is_brief: bool = False
-
-
-class Leases:
-    """The right of one run to commit to some tables, all of them or none.
-
-    The leases of a lake are a log of small files, each the whole list of who holds what; taking and releasing
-    is creating the next number. So no two runs can hold a table, and a take-over is seen by the holder that
-    lost it. The holder calls `beat` every `heartbeat_seconds`; whoever finds its process gone, or no beat for
-    `stale_seconds` by the store's clock, may take the tables.
-    """
-
-    def __init__(
-        self,
-        store: Store,
-        *,
-        run_id: str,
-        clock: Clock,
-        tables: Iterable[TableKey],
-        heartbeat_seconds: float = 10,
-        stale_seconds: float = 60,
-        holder: Holder | None = None,
-        token: str = "",
-        is_brief: bool = False,
-    ) -> None:
-        self.heartbeat_seconds = heartbeat_seconds
-        self._store = store
-        self._clock = clock
-        self._stale_seconds = stale_seconds
-        self._number = 0
-        self._mine = _Lease(
-            token=token or secrets.token_hex(16),
-            run_id=run_id,
-            taken_at="",
-            holder=holder if holder is not None else this_process(),
-            tables=tuple(sorted(set(tables))),
-            is_brief=is_brief,
-        )
-
-    def acquire(self) -> None:
-        """Hold all the tables.
-
-        Raises: LakeBusy, naming the run in the way; nothing is held then. If its `is_brief` is true it is worth
-        asking again in a moment.
-        """
-        self.beat()
-        mine = replace(self._mine, taken_at=_time_text(self._clock.now()))
-        try:
-            for _ in range(_REBASES):
-                number, leases = _read_leases(self._store)
-                kept = [lease for lease in leases if lease.token != mine.token and self._keeps(lease)]
-                if _put_leases(self._store, number + 1, [*kept, mine]):
-                    self._number = number + 1
-                    return
-            raise LakeBusy(
-                f"cannot lease tables of lake {self._store.uri}: other runs were always first; run again",
-                is_brief=True,
-            )
-        except LakeError:  # a list that may have been put all the same names a holder without a sign of life
-            self._store.delete(_beat_path(mine.token))
-            raise
-
-    def beat(self) -> None:
-        """Say that the holder lives."""
-        self._store.put(_beat_path(self._mine.token), b"{}\n")
-
-    def are_mine(self) -> bool:
-        """True as long as nobody has taken them over."""
-        _, leases = _read_leases(self._store)
-        return any(lease.token == self._mine.token for lease in leases)
-
-    def check(self) -> None:
-        """Return if they are still held.
-
-        Raises: LakeBusy, naming the run that took them; LakeError if the lake was removed meanwhile.
-        """
-        number, leases = _read_leases(self._store)
-        if any(lease.token == self._mine.token for lease in leases):
-            return
-        if number < self._number:
-            raise LakeError(
-                f"the leases in lake {self._store.uri} are gone: it was removed or replaced during the run; "
-                "nothing was committed, run again"
-            )
-        others = [lease for lease in leases if set(lease.tables) & set(self._mine.tables)]
-        taker = (
-            f"run {others[0].run_id} took them over" if others else "another run took them over and has ended"
-        )
-        raise LakeBusy(
-            f"run {self._mine.run_id} no longer holds its tables in lake {self._store.uri}: "
-            f"it gave no sign of life and {taker}; nothing was committed, run again"
-        )
-
-    def release(self) -> None:
-        """Hold nothing; what another run has taken over stays with it."""
-        try:
-            for _ in range(_REBASES):
-                number, leases = _read_leases(self._store)
-                kept = [lease for lease in leases if lease.token != self._mine.token]
-                if len(kept) == len(leases) or _put_leases(self._store, number + 1, kept):
-                    break
-        finally:
-            # Where nothing more can be written, this alone frees the tables: a holder without it is silent.
-            self._store.delete(_beat_path(self._mine.token))
-
-    def _keeps(self, lease: _Lease) -> bool:
-        """Whether another's lease stays beside this one. Raises: LakeBusy if it stands in the way."""
-        if _is_dead(lease.holder, self._mine.holder):
-            return False
-        wanted = sorted(set(lease.tables) & set(self._mine.tables))
-        if not wanted:
-            return True
-        age_seconds = _silent_seconds(self._store, lease)
-        if age_seconds > self._stale_seconds:
-            return False
-        table, account = wanted[0]
-        others = f" and {len(wanted) - 1} more" if len(wanted) > 1 else ""
-        raise LakeBusy(
-            f"table {table} of account {account}{others} is being written by run {lease.run_id} "
-            f"(process {lease.holder.pid} on {lease.holder.host}, since {lease.taken_at}, "
-            f"last sign of life {age_seconds:.0f} s ago); wait for it, then run again",
-            is_brief=lease.is_brief or self._mine.is_brief,
-        )
-
-
-def live_runs(store: Store, *, stale_seconds: float = 60, holder: Holder | None = None) -> frozenset[str]:
-    """The runs that hold a lease and show signs of life."""
-    observer = holder if holder is not None else this_process()
-    _, leases = _read_leases(store)
-    return frozenset(
-        lease.run_id
-        for lease in leases
-        if not _is_dead(lease.holder, observer) and _silent_seconds(store, lease) <= stale_seconds
-    )
-
-
-def this_process() -> Holder:
-    """The process that asks."""
-    boot_id = pid_namespace = ""
-    with suppress(OSError):
-        boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    with suppress(OSError):
-        pid_namespace = str(Path("/proc/self/ns/pid").readlink())
-    return Holder(
-        pid=os.getpid(),
-        process_started=_process_started(os.getpid()) or "",
-        pid_namespace=pid_namespace,
-        boot_id=boot_id,
-        host=socket.gethostname(),
-    )
-
-
-def _encode_entry(entry: LogEntry) -> bytes:
+def _encode_entry(entry: LogEntry, base: Mapping[TableKey, TableRef]) -> bytes:
     """The bytes of an entry: JSON with sorted keys, and a checksum over the rest of it."""
-    tables: dict[str, dict[str, object]] = {}
-    for (table, account), reference in entry.tables.items():
-        tables.setdefault(table, {})[account] = reference
+    apart = {key: reference for key, reference in entry.tables.items() if base.get(key) != reference}
     body = {
         "format_version": entry.format_version,
         "sequence": entry.sequence,
@@ -687,7 +626,9 @@ def _encode_entry(entry: LogEntry) -> bytes:
         "status": entry.status,
         "started_at": _time_text(entry.started_at),
         "committed_at": _time_text(entry.committed_at),
-        "tables": tables,
+        "tables": _nested(apart),
+        "base": entry.base,
+        "graces": entry.graces,
         "publishing": entry.publishing,
         "replaced": entry.replaced,
         "summary": entry.summary,
@@ -695,11 +636,13 @@ def _encode_entry(entry: LogEntry) -> bytes:
         "predecessor": entry.predecessor,
     }
     # Through JSON once, so that the checksum is over what a reader will get.
-    body = orjson.loads(_encoded(body))
-    return _encoded({**body, "checksum": _sha256(_encoded(body))})
+    body = orjson.loads(encoded(body))
+    return encoded({**body, "checksum": sha256(encoded(body))})
 
 
-def _decode_entry(content: bytes, *, sequence: int, lake: str) -> LogEntry:
+def _decode_entry(
+    content: bytes, *, sequence: int, lake: str, base_of: Callable[[str], Mapping[TableKey, TableRef]]
+) -> LogEntry:
     """The entry in these bytes. Raises: LakeError if this program did not write them, or a newer one did."""
     path = _entry_path(sequence)
     try:
@@ -711,7 +654,7 @@ def _decode_entry(content: bytes, *, sequence: int, lake: str) -> LogEntry:
                 "upgrade skysql-extractor"
             )
         checksum = body.pop("checksum")
-        if checksum != _sha256(_encoded(body)) or body["sequence"] != sequence:
+        if checksum != sha256(encoded(body)) or body["sequence"] != sequence:
             raise ValueError("checksum")
         return LogEntry(
             sequence=sequence,
@@ -721,23 +664,49 @@ def _decode_entry(content: bytes, *, sequence: int, lake: str) -> LogEntry:
             status=body["status"],
             started_at=datetime.fromisoformat(body["started_at"]),
             committed_at=datetime.fromisoformat(body["committed_at"]),
-            tables={
-                (table, account): TableRef(**reference)
-                for table, accounts in body["tables"].items()
-                for account, reference in accounts.items()
-            },
+            tables={**base_of(body["base"]), **_flat(body["tables"])},
+            base=body["base"],
+            graces={number: (until, path) for number, (until, path) in body["graces"].items()},
             publishing={run_id: tuple(sequences) for run_id, sequences in body["publishing"].items()},
             replaced=body["replaced"],
             summary=body["summary"],
             source=body["source"],
             predecessor=body["predecessor"],
             format_version=version,
-            digest=_sha256(content),
+            digest=sha256(content),
         )
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise LakeError(
             f"{path} in lake {lake} is damaged or was changed by hand; restore it from a copy of the lake"
         ) from error
+
+
+def _nested(tables: Mapping[TableKey, TableRef]) -> Mapping[str, object]:
+    nested: dict[str, dict[str, object]] = {}
+    for (table, account), reference in tables.items():
+        nested.setdefault(table, {})[account] = reference
+    return nested
+
+
+def _flat(nested: object) -> dict[TableKey, TableRef]:
+    return {
+        (table, account): TableRef(**reference)
+        for table, accounts in cast(dict[str, dict[str, dict[str, Any]]], nested).items()
+        for account, reference in accounts.items()
+    }
+
+
+def _base_for(log: CommitLog, newest: LogEntry | None, tables: Mapping[TableKey, TableRef]) -> str:
+    """The list of tables that the next entry shares with those before it, or a new one for those to come."""
+    if len(tables) <= _TABLES_APART:
+        return ""
+    before = newest.base if newest is not None else ""
+    if before:
+        shared = log.base(before)
+        apart = sum(shared.get(key) != reference for key, reference in tables.items())
+        if apart <= max(_TABLES_APART, len(tables) // 4):
+            return before
+    return log.write_list({"tables": _nested(tables)})
 
 
 def _read_hint(store: Store) -> Mapping[str, object]:
@@ -775,11 +744,18 @@ def _write_state(
     before: Mapping[str, object] = {}
     if update.expected is not None:
         before = log.read_list(update.expected.digest)
-    files = sorted(((file.path, _file_value(file)) for file in state.files), key=lambda pair: pair[0])
-    file_list = _cut(files)
-    state_list = _cut(sorted(state.state.items()))
-    sizes = {file.path: file.size_bytes for file in state.files}
-    for path in sorted(_new_keys(log, before.get("files"), file_list)):
+    added = _added_files(log, update)
+    if added is None:
+        files = sorted(((file.path, _file_value(file)) for file in state.files), key=lambda pair: pair[0])
+        file_list = cut_growing(files, before.get("files"), staged)
+        new = _new_keys(log, before.get("files"), file_list)
+    else:
+        values = [(file.path, _file_value(file)) for file in added]
+        file_list = Pieces(part=with_recent(before["files"], values), contents={}, leaves={})
+        new = {file.path for file in added}
+    state_list = cut(sorted(state.state.items()))
+    sizes = {file.path: file.size_bytes for file in state.files if file.path in new}
+    for path in sorted(new):
         found = staged.get(path) or store.stat(path)
         if found is None or found.size_bytes != sizes[path]:
             raise LakeError(
@@ -788,29 +764,29 @@ def _write_state(
             )
     for part, pieces in ((before.get("files"), file_list), (before.get("state"), state_list)):
         _write_pieces(log, part, pieces)
-    columns = _encoded({"columns": state.columns})
-    if before.get("columns") != _sha256(columns):
+    columns = encoded({"columns": state.columns})
+    if before.get("columns") != sha256(columns):
         log.write_content(columns)
-    content = _encoded(
+    content = encoded(
         {
             "table": state.table,
             "account": state.account,
-            "columns": _sha256(columns),
+            "columns": sha256(columns),
             "files": file_list.part,
             "state": state_list.part,
         }
     )
-    if update.expected is None or update.expected.digest != _sha256(content):
+    if update.expected is None or update.expected.digest != sha256(content):
         log.write_content(content)
     return TableRef(
-        digest=_sha256(content),
+        digest=sha256(content),
         sync=state.sync,
         status=state.status,
         reason=state.reason,
         rows=state.rows,
         files=len(state.files),
-        size_bytes=sum(sizes.values()),
-        folder=_common_run_folder(sizes),
+        size_bytes=sum(file.size_bytes for file in state.files),
+        folder=_common_run_folder(file.path for file in state.files),
         run_id=state.run_id,
         proved_by=state.proved_by,
         snapshot_at=state.snapshot_at,
@@ -818,61 +794,22 @@ def _write_state(
     )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Pieces:
-    """A list of keys and values, cut: its root, the pieces by digest, the keys of each leaf."""
-
-    part: Mapping[str, object]
-    contents: Mapping[str, bytes]
-    leaves: Mapping[str, frozenset[str]]
-
-
-def _cut(items: Sequence[tuple[str, object]]) -> _Pieces:
-    """The pieces of items in the order of their keys, equal for equal items; a short list is its root."""
-    encoded = [(key, _encoded((key, value))) for key, value in items]
-    if len(items) <= _INLINE_ITEMS and sum(len(content) for _, content in encoded) <= _INLINE_BYTES:
-        return _Pieces(
-            part={"items": [orjson.Fragment(content) for _, content in encoded]},
-            contents={},
-            leaves={"": frozenset(key for key, _ in items)},
-        )
-    contents: dict[str, bytes] = {}
-    leaves: dict[str, frozenset[str]] = {}
-    level: list[tuple[str, bytes]] = []
-    for piece in _runs(encoded):
-        content = _encoded({"items": [orjson.Fragment(item) for _, item in piece]})
-        digest = _sha256(content)
-        contents[digest] = content
-        leaves[digest] = frozenset(key for key, _ in piece)
-        level.append((digest, _encoded(digest)))
-    height = 0
-    while len(level) > 1:
-        above: list[tuple[str, bytes]] = []
-        for piece in _runs(level):
-            content = _encoded({"children": [digest for digest, _ in piece]})
-            contents[_sha256(content)] = content
-            above.append((_sha256(content), _encoded(_sha256(content))))
-        level, height = above, height + 1
-    return _Pieces(part={"tree": level[0][0], "height": height}, contents=contents, leaves=leaves)
+def _added_files(log: CommitLog, update: Update) -> Sequence[DataFile] | None:
+    """The files that came to those that the table had, where that is known without comparing lists and they are
+    few: a long list is then neither read nor cut again.
+    """
+    if update.expected is None:
+        return None
+    known = log.files_read(update.expected.digest)
+    added = update.state.files[len(known) :] if known else ()
+    # The very objects that were read, so that this compares no more than their places.
+    if not known or update.state.files[: len(known)] != known:
+        return None
+    before = log.read_list(update.expected.digest)["files"]
+    return added if can_stand_apart(before, len(added)) else None
 
 
-def _runs(items: Sequence[tuple[str, bytes]]) -> Iterator[Sequence[tuple[str, bytes]]]:
-    """Consecutive items, cut behind keys that their own hash picks: an insertion moves no cut but its own."""
-    piece: list[tuple[str, bytes]] = []
-    size_bytes = 0
-    for key, content in items:
-        piece.append((key, content))
-        size_bytes += len(content)
-        is_cut = int.from_bytes(hashlib.blake2b(key.encode(), digest_size=4).digest()) % _CUT == 0
-        # Two at least, or the levels above would never come to one piece.
-        if len(piece) > 1 and (is_cut or len(piece) >= _PIECE_ITEMS or size_bytes >= _PIECE_BYTES):
-            yield piece
-            piece, size_bytes = [], 0
-    if piece:
-        yield piece
-
-
-def _new_keys(log: CommitLog, before: object, pieces: _Pieces) -> set[str]:
+def _new_keys(log: CommitLog, before: object, pieces: Pieces) -> set[str]:
     """The keys that the list had not before; reads only leaves that changed."""
     if before is None:
         return set().union(*pieces.leaves.values())
@@ -881,7 +818,7 @@ def _new_keys(log: CommitLog, before: object, pieces: _Pieces) -> set[str]:
     return new - log._keys(before, old_leaves.difference(pieces.leaves))
 
 
-def _write_pieces(log: CommitLog, before: object, pieces: _Pieces) -> None:
+def _write_pieces(log: CommitLog, before: object, pieces: Pieces) -> None:
     inner, leaves = (
         log._nodes(before) if before is not None and pieces.contents else (frozenset(), frozenset())
     )
@@ -973,6 +910,138 @@ def _put_entry(store: Store, sequence: int, content: bytes) -> bool:
     raise failure or LakeError(f"cannot commit to lake {store.uri}: {path} comes and goes; run again")
 
 
+def _files_of(updates: Sequence[Update]) -> Iterator[DataFile]:
+    for update in updates:
+        yield from update.state.files
+
+
+def _write_replaced(
+    log: CommitLog, replaced: Mapping[str, Sequence[str]], files: Iterable[DataFile], grace_seconds: float
+) -> str:
+    new = {path for paths in replaced.values() for path in paths}
+    values = sorted({file.path: _file_value(file) for file in files if file.path in new}.items())
+    return log.write_list({"replaced": replaced, "files": values, "is_kept": grace_seconds > 0})
+
+
+def _marker(replaced: str) -> str:
+    return f"replaced/{replaced}"
+
+
+def _is_waiting(store: Store, entry: LogEntry) -> bool:
+    """True while files that the entry replaced are still in their places."""
+    return store.exists(staged_path(entry.run_id, _marker(entry.replaced)))
+
+
+def _tables_of(paths: Iterable[str]) -> frozenset[TableKey]:
+    """The tables and accounts that data files belong to, by their places."""
+    return frozenset(
+        (table, unquote(account.partition("=")[2]))
+        for table, account, *_ in (path.split("/", 2) for path in paths)
+    )
+
+
+def _may_publish(store: Store, log: CommitLog, entry: LogEntry, leases: Leases | None) -> bool:
+    if not entry.replaced or not _is_waiting(store, entry):
+        return True
+    return leases is not None and leases.tables >= _tables_of(log.replacements(entry))
+
+
+def _publish_replaced(store: Store, log: CommitLog, entry: LogEntry, beat: Callable[[], None]) -> int:
+    content = log.read_list(entry.replaced, entry.sequence)
+    new = [path for path, _ in map(pair_of, cast(list[object], content["files"]))]
+    moved = exchange_files(
+        store,
+        staging=f"{_STAGING}/{entry.run_id}",
+        token=secrets.token_hex(8),
+        added=new,
+        removed=list(cast(Mapping[str, object], content["replaced"])),
+        old_place=old_path if content["is_kept"] else None,
+        beat=beat,
+    )
+    store.delete(staged_path(entry.run_id, _marker(entry.replaced)))
+    return moved
+
+
+def _graces(
+    store: Store,
+    newest: LogEntry | None,
+    publishing: Mapping[str, tuple[int, ...]],
+    replaced: Mapping[str, object],
+    grace_seconds: float,
+) -> dict[str, tuple[str, str]]:
+    """The entries whose removed files are still kept, with the one that is being made."""
+    before = newest.graces if newest is not None else {}
+    if not before and not (replaced and grace_seconds):
+        return {}
+    now = store.now()
+    waiting = {str(sequence) for sequences in publishing.values() for sequence in sequences}
+    kept = {
+        number: (until, path)
+        for number, (until, path) in before.items()
+        if number in waiting or datetime.fromisoformat(until) > now or store.exists(old_path(path))
+    }
+    if replaced and grace_seconds:
+        sequence = newest.sequence + 1 if newest is not None else 1
+        kept[str(sequence)] = (_time_text(now + timedelta(seconds=grace_seconds)), max(replaced))
+    return kept
+
+
+def _remove_old(store: Store, log: CommitLog, newest: LogEntry) -> None:
+    """Remove the files whose grace is over; the one that the log names goes last, so that it stands for all."""
+    now = store.now()
+    for number, (until, path) in newest.graces.items():
+        if datetime.fromisoformat(until) <= now:
+            paths = sorted(log.replacements(log.read(int(number))))
+            store.delete_files([old_path(other) for other in paths if other != path])
+            store.delete(old_path(path))
+
+
+def _fold_older(store: Store, log: CommitLog) -> None:
+    """Fold entries that are old enough, as soon as there are enough of them for a fold."""
+    newest = log.newest()
+    last = ((newest.sequence if newest is not None else 0) // FOLD_ENTRIES - 1) * FOLD_ENTRIES
+    # Of what a fold holds its last entry is removed last.
+    if last <= 0 or not store.exists(_entry_path(last)):
+        return
+    for end in range(FOLD_ENTRIES, last + 1, FOLD_ENTRIES):
+        if not store.exists(_entry_path(end)):
+            continue
+        if not log.folds.is_there(end):
+            log.folds.write(_make_fold(store, log, end))
+        fold = log.folds.read(end)
+        assert fold is not None
+        store.delete_files([_list_path(digest) for digest in fold.lists])
+        store.delete_files([_entry_path(number) for number in range(end - FOLD_ENTRIES + 1, end + 1)])
+
+
+def _make_fold(store: Store, log: CommitLog, end: int) -> Fold:
+    numbers = range(end - FOLD_ENTRIES + 1, end + 1)
+    wanted: dict[str, None] = {}
+    seen: set[str] = set()
+    for entry in map(log.read, numbers):
+        wanted.update(dict.fromkeys(sorted(log.lists_of_entry(entry, seen))))
+    later = log.lists_of_entry(log.read(end + 1), set())
+    lists: dict[str, bytes] = {}
+    for digest in wanted:
+        if digest not in later:
+            with suppress(StoreMissing):  # it is in an earlier fold
+                lists[digest] = store.read(_list_path(digest))
+    return Fold(last=end, entries=tuple(store.read(_entry_path(number)) for number in numbers), lists=lists)
+
+
+def _gaps(numbers: Collection[int], folded: Collection[int]) -> list[int]:
+    """The numbers that are missing before the newest one, unless a fold has them."""
+    newest = max((*numbers, *folded), default=0)
+    there = frozenset(numbers)
+    return [
+        number
+        for end in range(FOLD_ENTRIES, newest + FOLD_ENTRIES, FOLD_ENTRIES)
+        if end not in folded
+        for number in range(end - FOLD_ENTRIES + 1, min(end, newest) + 1)
+        if number not in there
+    ]
+
+
 def _has_staging(store: Store, run_id: str) -> bool:
     return next(store.list(f"{_STAGING}/{run_id}"), None) is not None
 
@@ -983,18 +1052,17 @@ def _staged(store: Store, run_id: str) -> dict[str, StoredFile]:
     return {stored.path.removeprefix(start): stored for stored in store.list(start)}
 
 
-def _changed_states(log: CommitLog, entry: LogEntry) -> Iterator[TableState]:
+def _changed_paths(log: CommitLog, entry: LogEntry) -> Iterator[list[str]]:
+    """Table by table the files that were not there before the entry, or may not have been."""
     before = log.read(entry.sequence - 1).tables if entry.sequence > 1 else {}
     for key, reference in sorted(entry.tables.items()):
         earlier = before.get(key)
         if reference.files and (earlier is None or earlier.digest != reference.digest):
-            yield log.state_of(entry, *key)
+            yield sorted(log.paths_since(reference, earlier, entry.sequence))
 
 
-def _publish_files(
-    store: Store, run_id: str, files: Sequence[DataFile], staged: Mapping[str, StoredFile]
-) -> int:
-    committed = [file.path for file in files if file.path in staged]
+def _publish_files(store: Store, run_id: str, paths: Sequence[str], staged: Mapping[str, StoredFile]) -> int:
+    committed = [path for path in paths if path in staged]
     by_folder: dict[str, list[str]] = {}
     for path in committed:
         by_folder.setdefault(path.rpartition("/")[0], []).append(path)
@@ -1044,115 +1112,16 @@ def _write_hint(store: Store, log: CommitLog) -> None:
             snapshots[name] = folders[name]
     hint = {"sequence": newest.sequence, "run_id": newest.run_id, "snapshots": snapshots}
     if hint != before:
-        store.put(_LATEST, _encoded(hint))
-
-
-def _read_leases(store: Store) -> tuple[int, tuple[_Lease, ...]]:
-    """The number of the newest list of leases, 0 if there is none, and what it says."""
-    for _ in range(_REBASES):
-        number = max(_lease_numbers(store), default=0)
-        if number == 0:
-            return 0, ()
-        try:
-            content = store.read(_leases_path(number))
-        except StoreMissing:
-            # Many others came and went between the two calls.
-            continue
-        try:
-            return number, tuple(map(_lease_of, orjson.loads(content)["leases"]))
-        except (KeyError, TypeError, ValueError) as error:
-            raise LakeError(
-                f"{_leases_path(number)} in lake {store.uri} is damaged; "
-                f"if no run is active, remove the folder {_LEASES} and run again"
-            ) from error
-    raise LakeError(f"cannot read {_LEASES} in lake {store.uri}: it changes all the time; run again")
-
-
-def _put_leases(store: Store, number: int, leases: Sequence[_Lease]) -> bool:
-    """True if this is the newest list of leases now; False if another writer was first."""
-    content = _encoded({"format_version": FORMAT_VERSION, "leases": leases})
-    try:
-        is_mine = store.put_if_absent(_leases_path(number), content)
-    except LakeError:
-        # Unanswered is not refused. Tokens are unique, so equal bytes are this call's.
-        if not store.exists(_leases_path(number)) or store.read(_leases_path(number)) != content:
-            raise
-        is_mine = True
-    numbers = _lease_numbers(store)
-    if not is_mine:
-        return False
-    if max(numbers, default=number) >= number + _LEASES_KEPT:
-        # The number was used and removed long ago: this caller slept, and what it wrote says nothing.
-        store.delete(_leases_path(number))
-        return False
-    for done in numbers:
-        if done <= number - _LEASES_KEPT:
-            store.delete(_leases_path(done))
-    return True
-
-
-def _lease_numbers(store: Store) -> list[int]:
-    numbers: list[int] = []
-    for stored in store.list(_LEASES):
-        stem = stored.path.removeprefix(f"{_LEASES}/").removesuffix(".json")
-        if stem.isdecimal():
-            numbers.append(int(stem))
-    return numbers
-
-
-def _lease_of(content: Mapping[str, object]) -> _Lease:
-    return _Lease(
-        token=str(content["token"]),
-        run_id=str(content["run_id"]),
-        taken_at=str(content["taken_at"]),
-        holder=Holder(**cast(dict[str, str], content["holder"])),  # type: ignore[arg-type]  # pid is a number
-        tables=tuple((table, account) for table, account in cast(list[list[str]], content["tables"])),
-        is_brief=bool(content.get("is_brief", False)),
-    )
-
-
-def _is_dead(holder: Holder, observer: Holder) -> bool:
-    """True if the process is known to be gone; only a process of the same machine can know that."""
-    if holder.host != observer.host or not holder.boot_id or not observer.boot_id:
-        return False
-    if holder.boot_id != observer.boot_id:
-        return True
-    if holder.pid_namespace != observer.pid_namespace:
-        return False
-    started = _process_started(holder.pid)
-    return started is None or bool(started and holder.process_started and started != holder.process_started)
-
-
-def _process_started(pid: int) -> str | None:
-    """When the process began, in its system's terms, empty if that cannot be known; None if it is gone."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return None
-    except (PermissionError, OverflowError):
-        pass
-    try:
-        # The name in parentheses may hold anything, so count from behind it.
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return ""
-    state, started = fields[0], fields[19]
-    return None if state in "ZX" else started
-
-
-def _silent_seconds(store: Store, lease: _Lease) -> float:
-    found = store.stat(_beat_path(lease.token))
-    if found is None:
-        # Released a moment ago, or the file was removed by hand: not a sign of life either way.
-        return float("inf")
-    return max(0.0, (store.now() - found.modified_at).total_seconds())
+        store.put(_LATEST, encoded(hint))
 
 
 def _common_run_folder(paths: Iterable[str]) -> str:
-    folders = {path.rpartition("/")[0] for path in paths}
-    if len(folders) != 1:
-        return ""
-    folder = folders.pop()
+    folder = ""
+    for path in paths:
+        here = path.rpartition("/")[0]
+        if folder and here != folder:
+            return ""
+        folder = here
     return folder if folder.rpartition("/")[2].startswith("run=") else ""
 
 
@@ -1180,11 +1149,6 @@ def _file_of(path: str, value: object) -> DataFile:
     )
 
 
-def _pair(item: object) -> tuple[str, object]:
-    key, value = cast(list[object], item)
-    return str(key), value
-
-
 def _entry_path(sequence: int) -> str:
     return f"{_LOG}/{sequence:020d}.json"
 
@@ -1193,27 +1157,5 @@ def _list_path(digest: str) -> str:
     return f"{_LISTS}/{digest}.json"
 
 
-def _leases_path(number: int) -> str:
-    return f"{_LEASES}/{number:020d}.json"
-
-
-def _beat_path(token: str) -> str:
-    return f"{_BEATS}/{token}.json"
-
-
 def _time_text(moment: datetime) -> str:
     return moment.astimezone(UTC).isoformat().replace("+00:00", "Z")
-
-
-def _sha256(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
-
-
-def _encoded(value: object) -> bytes:
-    return orjson.dumps(value, default=_plain, option=orjson.OPT_SORT_KEYS | orjson.OPT_APPEND_NEWLINE)
-
-
-def _plain(value: object) -> object:
-    if isinstance(value, Mapping):
-        return dict(value)
-    raise TypeError(f"no JSON form for {type(value).__name__}")

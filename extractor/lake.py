@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from extractor.verify import VerifyReport
     from extractor.write import DataFile
 
-__all__ = ("FileRow", "Lake", "LakeTable", "RunRow")
+__all__ = ("FileRow", "Lake", "LakeTable", "RunRow", "is_event_file")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,6 +58,8 @@ class FileRow:
     size_bytes: int
     sha256: str
     partition: tuple[tuple[str, str], ...]
+    where: str = ""
+    """As SQL, which of its rows belong to the state; empty if all do. A merged file holds later ones too."""
 
 
 class Lake:
@@ -93,13 +95,15 @@ class Lake:
             raise ConfigError(f"run {as_of} may be {' or '.join(list(begun)[:3])}; give more of its name")
         raise ConfigError(f"no run {as_of} in lake {self.store.uri}{_nearest(as_of, names)}")
 
-    def runs(self) -> list[RunRow]:
-        """Every run, in the order of their last entries."""
-        last: dict[str, RunRow] = {}
+    def runs(self, last: int | None = None) -> list[RunRow]:
+        """Every run, or the `last` ones, in the order of their last entries."""
+        found: dict[str, RunRow] = {}
         for entry in self.log.backwards():
-            if entry.run_id not in last:
-                last[entry.run_id] = _run_row(entry)
-        return list(reversed(last.values()))
+            if entry.run_id not in found:
+                if last is not None and len(found) >= last:
+                    break
+                found[entry.run_id] = _run_row(entry)
+        return list(reversed(found.values()))
 
     def run(self, name: str) -> RunRow:
         """One run. Arguments and errors as of `entry`."""
@@ -131,6 +135,7 @@ class Lake:
         """The data files of the state, by table, account and path. Errors as of `table`."""
         entry = self.entry(as_of)
         merges = self._merges(entry)
+        later = self._later_runs(entry) if merges else []
         names = [table] if table is not None else _table_names(entry)
         return [
             FileRow(
@@ -141,11 +146,22 @@ class Lake:
                 size_bytes=file.size_bytes,
                 sha256=file.sha256,
                 partition=file.partition,
+                where=self._where(table, file, later),
             )
             for name in names
-            for state in self._table(name, None, entry, merges).states
+            for table in [self._table(name, None, entry, merges)]
+            for state in table.states
             for file in state.files
         ]
+
+    def _where(self, table: LakeTable, file: DataFile, later: Sequence[str]) -> str:
+        """The condition on rows of a merged file, by the runs that are in or by those that are out: the fewer."""
+        if table.committed_runs is None or not is_event_file(file):
+            return ""
+        is_shorter = len(later) < len(table.committed_runs)
+        runs = later if is_shorter else sorted(table.committed_runs)
+        names = ", ".join(f"'{run}'" for run in runs)
+        return f"_run_id {'NOT IN' if is_shorter else 'IN'} ({names})" if runs else ""
 
     def diff(self, before: str, after: str, name: str, *, account: str | None = None) -> TableDiff:
         """What the table's rows after one run and after another differ in, by key. Errors as of `table`.
@@ -210,6 +226,18 @@ class Lake:
                 return place
         raise self._missing(path, entry)
 
+    def _later_runs(self, entry: LogEntry) -> list[str]:
+        """The runs whose rows came after an entry, in their order; not those of before that went on."""
+        later: dict[str, None] = {}
+        for found in self.log.backwards():
+            if found.sequence <= entry.sequence:
+                break
+            later.setdefault(found.run_id)
+        if later:
+            for found in self.log.backwards(entry):
+                later.pop(found.run_id, None)
+        return sorted(later)
+
     def _merges(self, entry: LogEntry) -> list[LogEntry]:
         """The later entries that exchanged files, oldest first."""
         later: list[LogEntry] = []
@@ -238,7 +266,7 @@ class Lake:
             replacements = self.log.replacements(later)
             followed = [_replaced(self.log, later, replacements, state) for state in followed]
         committed_runs = None
-        if followed != states:
+        if followed != states and any(is_event_file(file) for state in followed for file in state.files):
             # A merged file also holds rows that came later.
             committed_runs = frozenset(earlier.run_id for earlier in self.log.backwards(entry))
         publishing = tuple(dict.fromkeys(run_id for found in (entry, *merges) for run_id in found.publishing))
@@ -246,6 +274,20 @@ class Lake:
 
     def _missing(self, path: str, entry: LogEntry) -> LakeError:
         run_id = self._newest_whole_run(entry)
+        for later in self.log.backwards():
+            if later.sequence <= entry.sequence:
+                break
+            others = self.log.replacements(later).get(path)
+            if others:
+                return LakeError(
+                    f"data file {path} of lake {self.store.uri} was merged by run {later.run_id}, and its "
+                    "grace period is over; read again from the newest state"
+                )
+            if others is not None:
+                return LakeError(
+                    f"data file {path} of lake {self.store.uri} was dropped by run {later.run_id} on "
+                    f"{later.committed_at:%Y-%m-%d}; --as-of {run_id or later.run_id} reads the newest whole run"
+                )
         remedy = f"--as-of {run_id} reads the newest whole run" if run_id else "restore it from a copy"
         return LakeError(f"data file {path} is nowhere in lake {self.store.uri}; {remedy}")
 
@@ -663,7 +705,7 @@ def _replaced(
     wanted = {path for file in state.files for path in replacements.get(file.path, ())}
     if not wanted:
         return state
-    merged = [file for file in log.state_of(later, state.table, state.account).files if file.path in wanted]
+    merged = [file for path, file in log.replacing_files(later).items() if path in wanted]
     kept = [file for file in state.files if not replacements.get(file.path)]
     files = {file.path: file for file in (*kept, *merged)}
     return replace(state, files=tuple(files[path] for path in sorted(files)))
@@ -672,6 +714,11 @@ def _replaced(
 def _is_written_by(path: str, run_id: str) -> bool:
     folder, _, name = path.rpartition("/")
     return name.startswith(f"{run_id}-") or folder.endswith(f"/run={run_id}")
+
+
+def is_event_file(file: DataFile) -> bool:
+    """True for a file of rows that are added once, under `event_date=`."""
+    return "/event_date=" in file.path
 
 
 def _table_names(entry: LogEntry) -> list[str]:

@@ -85,6 +85,8 @@ __all__ = ("Interruption", "Run", "World", "WriterSink", "extract")
 
 _BUSY_SECONDS = 0.2
 
+_BUSY_SECONDS = 0.2
+
 
 async def extract(
     config: Config,
@@ -249,7 +251,7 @@ class Run:
         self._store.check_writable()
         leases.acquire()
         try:
-            for run_id in roll_forward(self._store, self._log):
+            for run_id in roll_forward(self._store, self._log, leases):
                 self._warn(f"finished the publication of run {run_id}, which was cut off")
             clean_orphans(
                 self._store,

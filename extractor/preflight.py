@@ -50,7 +50,7 @@ async def preflight(
         ConfigError: the configuration itself is wrong.
     """
     environment = os.environ if environment is None else environment
-    findings = [_lake(config)]
+    findings = _lake(config)
     try:
         accounts = find_accounts(config, key_file, environment)
     except AuthError as error:
@@ -60,13 +60,19 @@ async def preflight(
     return tuple(findings)
 
 
-def _lake(config: Config) -> Finding:
+def _lake(config: Config) -> list[Finding]:
     try:
         store = open_store(config.lake.uri)
         store.check_writable()
+        findings = [Finding(name="lake", is_good=True, text=f"{store.uri} can be written")]
+        if not store.has_folder_exchange:
+            text = (
+                "folders cannot be exchanged there: while `compact` publishes, readers by glob may miss rows"
+            )
+            findings.append(Finding(name="lake", is_good=None, text=text, remedy="let them read by the log"))
     except LakeError as error:
-        return Finding(name="lake", is_good=False, text=error.message, exit_code=7)
-    return Finding(name="lake", is_good=True, text=f"{store.uri} can be written")
+        return [Finding(name="lake", is_good=False, text=error.message, exit_code=7)]
+    return findings
 
 
 async def _account(config: Config, account: Account, key: SecretText) -> list[Finding]:

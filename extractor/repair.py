@@ -84,7 +84,7 @@ def repair(
         leases = Leases(store, run_id=run_id, clock=clock, tables=keys, is_brief=True)
         _acquire(leases, wait_seconds, pause, observe)
         try:
-            roll_forward(store, log)
+            roll_forward(store, log, leases)
             if _is_as_planned(newest, log.newest(), keys):
                 return _carry_out(store, log, newest, plan, findings, run_id, clock, leases)
         finally:

@@ -6,7 +6,7 @@ call reported as written survives the loss of power, and `put_if_absent` lets on
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -75,6 +75,10 @@ class Store(Protocol):
     def has_atomic_folder_move(self) -> bool:
         """True where `move_folder` onto an absent target is one step for every reader."""
 
+    @property
+    def has_folder_exchange(self) -> bool:
+        """True where `exchange_folder` works; it may have to be tried to be known."""
+
     def read(self, path: str) -> bytes:
         """The whole content. Raises: StoreMissing."""
 
@@ -101,6 +105,9 @@ class Store(Protocol):
     def delete(self, path: str) -> None:
         """Remove the file if it is there."""
 
+    def delete_files(self, paths: Sequence[str]) -> None:
+        """Remove those files that are there, in this order; after a crash some of the last may be left."""
+
     def delete_folder(self, prefix: str) -> None:
         """Remove everything in and below the folder, if it is there; not in one step."""
 
@@ -109,6 +116,18 @@ class Store(Protocol):
 
         At every moment the file is found at one path or at both.
         Raises: StoreMissing if there is no source; LakeError if the target differs, and then nothing changes.
+        """
+
+    def copy_files(self, pairs: Sequence[tuple[str, str]]) -> None:
+        """Give files a second path each, source and target; what stands at a target already stays.
+
+        Files are never changed in place, so the two may be one on the medium. Raises: StoreMissing.
+        """
+
+    def exchange_folder(self, one: str, other: str) -> None:
+        """Let two folders take each other's place, in one step for every reader.
+
+        Raises: StoreMissing if one is not there; LakeError where the medium cannot do it.
         """
 
     def move_folder(self, source: str, target: str) -> None:

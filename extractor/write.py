@@ -29,7 +29,17 @@ from extractor.layout import writer_options
 from extractor.schema import TableSchema
 from extractor.store import Output, Store
 
-__all__ = ("DataFile", "RowGroup", "Staged", "TableWriter", "WriteSettings", "rewrite", "staged_path")
+__all__ = (
+    "DataFile",
+    "OpenFile",
+    "RowGroup",
+    "Staged",
+    "TableWriter",
+    "WriteSettings",
+    "open_file",
+    "rewrite",
+    "staged_path",
+)
 
 STAGING = "_extractor/staging"
 _BUFFER_BYTES = 128 << 10
@@ -109,7 +119,7 @@ class TableWriter:
         self._snapshot_date = snapshot_date
         self._buffers: dict[PartitionKey, Buffer] = {}
         self._groups: list[RowGroup] = []
-        self._open: OrderedDict[PartitionKey, _OpenFile] = OrderedDict()
+        self._open: OrderedDict[PartitionKey, OpenFile] = OrderedDict()
         self._numbers = {} if numbers is None else numbers
         self._first_number = first_number
         self._staged: list[Staged] = []
@@ -235,14 +245,14 @@ class TableWriter:
         if opened.size_bytes >= self._settings.target_file_bytes:
             self._close(key)
 
-    def _start(self, key: PartitionKey, first: pa.Table) -> _OpenFile:
+    def _start(self, key: PartitionKey, first: pa.Table) -> OpenFile:
         folder, partition = self._place(key)
         number = self._numbers.get(folder, self._first_number)
         self._numbers[folder] = number + 1
         name = f"{self._stamp.run_id}-{number:05d}" if self._stamp.is_event else f"part-{number:05d}"
         path = f"{folder}/{name}.parquet"
         output = self._store.open_output(staged_path(self._stamp.run_id, path))
-        return _OpenFile(output, path, partition, first, self._settings.compression)
+        return OpenFile(output, path, partition, first, self._settings.compression)
 
     def _place(self, key: PartitionKey) -> tuple[str, tuple[tuple[str, str], ...]]:
         account = ("account", self._stamp.account)
@@ -261,7 +271,7 @@ class TableWriter:
         self._staged.append(Staged(file=self._open.pop(key).close(), window=key.window))
 
 
-class _OpenFile:
+class OpenFile:
     """A Parquet file on its way: digested as it is written, and encoded as suits its first row group."""
 
     def __init__(
@@ -271,8 +281,10 @@ class _OpenFile:
         partition: tuple[tuple[str, str], ...],
         first: pa.Table,
         compression: str,
+        is_compacted: bool = False,
     ) -> None:
         self.schema = first.schema
+        self._is_compacted = is_compacted
         self._path = path
         self._partition = partition
         self._output = output
@@ -281,7 +293,9 @@ class _OpenFile:
         # Parquet's writer gives many small pieces.
         self._stream = pa.BufferedOutputStream(pa.PythonFile(self._sink, mode="w"), _BUFFER_BYTES)
         self._writer = pq.ParquetWriter(
-            self._stream, self.schema, **writer_options(first, compression=compression)
+            self._stream,
+            self.schema,
+            **writer_options(first, compression=compression, is_compacted=is_compacted),
         )
 
     @property
@@ -290,7 +304,7 @@ class _OpenFile:
 
     def write(self, table: pa.Table) -> None:
         """Append one row group, or more if there are too many rows for one."""
-        self._writer.write_table(table, row_group_size=ROWS_MAX)
+        self._writer.write_table(table, row_group_size=table.num_rows if self._is_compacted else ROWS_MAX)
         self._rows += table.num_rows
 
     def close(self) -> DataFile:
@@ -353,6 +367,21 @@ class _DigestingSink:
         return self._digest.hexdigest()
 
 
+def open_file(
+    store: Store,
+    run_id: str,
+    path: str,
+    partition: tuple[tuple[str, str], ...],
+    first: pa.Table,
+    *,
+    compression: str,
+    is_compacted: bool = False,
+) -> OpenFile:
+    """A staged data file on its way, laid out as suits `first`; a compacted one has the row groups it is given."""
+    output = store.open_output(staged_path(run_id, path))
+    return OpenFile(output, path, partition, first, compression, is_compacted)
+
+
 def rewrite(
     store: Store, run_id: str, staged: Staged, kept: list[pa.Table], *, compression: str
 ) -> Staged | None:
@@ -363,7 +392,7 @@ def rewrite(
     if not kept:
         store.delete(place)
         return None
-    opened = _OpenFile(store.open_output(place), file.path, file.partition, kept[0], compression)
+    opened = OpenFile(store.open_output(place), file.path, file.partition, kept[0], compression)
     for table in kept:
         opened.write(table)
     return msgspec.structs.replace(staged, file=opened.close())

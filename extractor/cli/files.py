@@ -44,7 +44,11 @@ def _text(found: Sequence[FileRow], uri: str) -> str:
     ]
     total = f"{count_text(sum(file.rows for file in found), 'row')}, "
     total += bytes_text(sum(file.size_bytes for file in found))
-    return f"{columns_text(_HEADS, rows, numbers=_NUMBERS)}\n\n{count_text(len(found), 'file')}, {total}"
+    text = f"{columns_text(_HEADS, rows, numbers=_NUMBERS)}\n\n{count_text(len(found), 'file')}, {total}"
+    conditions = {file.table: file.where for file in found if file.where}
+    for table, where in conditions.items():
+        text += f"\nof {table}, files were merged since: only rows WHERE {where}"
+    return text
 
 
 def _file_json(file: FileRow) -> dict[str, object]:
@@ -56,4 +60,5 @@ def _file_json(file: FileRow) -> dict[str, object]:
         "bytes": file.size_bytes,
         "sha256": file.sha256,
         "partition": dict(file.partition),
+        "where": file.where,
     }

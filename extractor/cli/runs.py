@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import click
+
 from extractor.cli.arguments import Arguments, verb
 from extractor.cli.layout import bytes_text, columns_text, seconds_text
 
@@ -17,12 +19,13 @@ _NUMBERS = frozenset({"exit", "time", "tables", "rows", "files", "size", "reques
 
 
 @verb("runs", example="skysql-extract runs --lake lake --json")
-def runs(arguments: Arguments) -> int:
+@click.option("--last", type=click.IntRange(1), metavar="N", help="Only the newest N.")
+def runs(arguments: Arguments, last: int | None) -> int:
     """List the past runs of a lake, the newest last."""
     uri = arguments.load().lake.uri
     from extractor.lake import Lake
 
-    found = Lake(uri).runs()
+    found = Lake(uri).runs(last)
     if arguments.is_json:
         arguments.output.write_json([run_json(run) for run in found])
     elif found:
@@ -49,7 +52,7 @@ def _cells(run: RunRow) -> tuple[str, ...]:
 
     started = f"{run.started_at:%Y-%m-%d %H:%M:%S}"
     if "tables" not in run.summary:
-        return run.run_id, run.status, "", started, "", "", "", "", "", ""
+        return run.run_id, str(run.summary.get("verb", run.status)), "", started, "", "", "", "", "", ""
     report = report_from_json(run.summary)
     complete = sum(table.status == "complete" for table in report.tables)
     selected = sum(table.status != "skipped" for table in report.tables)

@@ -25,5 +25,6 @@ def show(arguments: Arguments, run: str) -> int:
     elif "tables" in found.summary:
         arguments.output.write(report_text(report_from_json(found.summary)))
     else:
-        arguments.output.write(f"{found.run_id}: {found.status}, committed {found.committed_at.isoformat()}")
+        what = found.summary.get("verb", found.status)
+        arguments.output.write(f"{found.run_id}: {what}, committed {found.committed_at.isoformat()}")
     return 0

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
 import secrets
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -36,6 +37,9 @@ _REMEDIES = {
     errno.ENOSYS: "choose a lake on a file system with hard links",
 }
 
+_AT_FDCWD = -100
+_RENAME_EXCHANGE = 2
+
 
 class LocalStore:
     """Files below `root`, which is made by the first write.
@@ -49,6 +53,13 @@ class LocalStore:
         # Absolute, so that a change of working directory does not move the lake.
         self._root = Path(os.path.abspath(root))  # noqa: PTH100  # resolve() would follow links
         self.uri = str(root)
+        self._can_exchange: bool | None = None
+
+    @property
+    def has_folder_exchange(self) -> bool:
+        if self._can_exchange is None:
+            self._can_exchange = self._try_exchange()
+        return self._can_exchange
 
     def read(self, path: str) -> bytes:
         with self._translated("read", path):
@@ -106,6 +117,17 @@ class LocalStore:
                 return
             _sync_folder(place.parent)
 
+    def delete_files(self, paths: Sequence[str]) -> None:
+        folders: dict[Path, None] = {}
+        for path in paths:
+            place = self._place(path)
+            with self._translated("remove", path), suppress(FileNotFoundError, NotADirectoryError):
+                place.unlink()
+                folders[place.parent] = None
+        for folder in folders:
+            with self._translated("remove", folder.name), suppress(FileNotFoundError):
+                _sync_folder(folder)
+
     def delete_folder(self, prefix: str) -> None:
         place = self._place(checked_prefix(prefix))
         with self._translated("remove", prefix):
@@ -137,6 +159,33 @@ class LocalStore:
             with suppress(FileNotFoundError):
                 old.unlink()
             _sync_folder(old.parent)
+
+    def copy_files(self, pairs: Sequence[tuple[str, str]]) -> None:
+        folders: dict[Path, None] = {}
+        for source, target in pairs:
+            old, new = self._place(source), self._place(target)
+            with self._translated("copy", source):
+                if not old.is_file():
+                    raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+                self._make_folder(new.parent)
+                try:
+                    os.link(old, new)
+                except FileExistsError:
+                    pass
+                except PermissionError:
+                    # Linux lets nobody link to another user's file.
+                    self._copy_content(old, new)
+            folders[new.parent] = None
+        for folder in folders:
+            with self._translated("write", folder.name):
+                _sync_folder(folder)
+
+    def exchange_folder(self, one: str, other: str) -> None:
+        first, second = self._place(checked_prefix(one)), self._place(checked_prefix(other))
+        with self._translated("exchange", other):
+            _exchange(first, second)
+            _sync_folder(first.parent)
+            _sync_folder(second.parent)
 
     def move_folder(self, source: str, target: str) -> None:
         old, new = self._place(checked_prefix(source)), self._place(checked_prefix(target))
@@ -196,6 +245,32 @@ class LocalStore:
                 ) from error
             finally:
                 linked.unlink(missing_ok=True)
+
+    def _try_exchange(self) -> bool:
+        folders: list[Path] = []
+        try:
+            for _ in range(2):
+                folders.append(self._scratch_place())
+                folders[-1].mkdir()
+            _exchange(*folders)
+        except OSError:
+            return False
+        finally:
+            for folder in folders:
+                with suppress(OSError):
+                    folder.rmdir()
+        return True
+
+    def _copy_content(self, old: Path, new: Path) -> None:
+        place = self._scratch_place()
+        try:
+            shutil.copyfile(old, place)
+            with place.open("rb") as written:
+                os.fsync(written.fileno())
+            with suppress(FileExistsError):
+                os.link(place, new)
+        finally:
+            place.unlink(missing_ok=True)
 
     def _place(self, path: str) -> Path:
         return self._root / checked_path(path)
@@ -336,6 +411,16 @@ def _sync_folder(folder: Path) -> None:
             raise
     finally:
         os.close(descriptor)
+
+
+def _exchange(one: Path, other: Path) -> None:
+    """Let two paths take each other's place in one step. Raises: OSError, ENOSYS on a system without the call."""
+    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if rename is None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+    if rename(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE):
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
 
 
 def _link_or_rename(old: Path, new: Path) -> None:

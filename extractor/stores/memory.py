@@ -37,8 +37,10 @@ class MemoryStore:
         *,
         uri: str = "memory://lake",
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+        has_folder_exchange: bool = True,
     ) -> None:
         self.uri = uri
+        self.has_folder_exchange = has_folder_exchange
         self.steps = 0
         self._clock = clock
         self._last_step: int | None = None
@@ -102,6 +104,10 @@ class MemoryStore:
                 self._step()
                 self._synced.pop(path, None)
 
+    def delete_files(self, paths: Sequence[str]) -> None:
+        for path in paths:
+            self.delete(path)
+
     def delete_folder(self, prefix: str) -> None:
         for path in self._below(checked_path(checked_prefix(prefix))):
             self.delete(path)
@@ -125,6 +131,34 @@ class MemoryStore:
             del self._visible[source]
             self._step()
             self._synced.pop(source, None)
+
+    def copy_files(self, pairs: Sequence[tuple[str, str]]) -> None:
+        for source, target in pairs:
+            with self._working(source, target):
+                found = self._found(source)
+                if target not in self._visible:
+                    self._step()
+                    self._visible[target] = found
+                self._step()
+                self._synced[target] = self._visible[target]
+
+    def exchange_folder(self, one: str, other: str) -> None:
+        one, other = checked_path(checked_prefix(one)), checked_path(checked_prefix(other))
+        with self._working():
+            if not self.has_folder_exchange:
+                raise LakeError(f"cannot exchange {one} and {other} in lake {self.uri}: not supported")
+            paths = {path: other + path[len(one) :] for path in self._below(one)}
+            paths |= {path: one + path[len(other) :] for path in self._below(other)}
+            for folder in (one, other):
+                if not self._below(folder):
+                    raise self._missing(folder)
+            self._step()
+            moved = {target: self._visible.pop(path) for path, target in paths.items()}
+            self._visible.update(moved)
+            self._step()
+            for path in paths:
+                self._synced.pop(path, None)
+            self._synced.update(moved)
 
     def move_folder(self, source: str, target: str) -> None:
         source, target = checked_path(checked_prefix(source)), checked_path(checked_prefix(target))

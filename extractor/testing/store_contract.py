@@ -236,6 +236,50 @@ def a_folder_moves_in_one_step_where_the_store_says_so(store: Store) -> None:
     assert seen <= {0, len(names)}
 
 
+def a_copied_file_stands_at_both_paths_and_replaces_nothing(store: Store) -> None:
+    store.put("a", b"x")
+    store.put("b", b"y")
+
+    store.copy_files([("a", "c/d"), ("a", "b"), ("a", "c/d")])
+    store.delete("a")
+
+    assert (store.read("c/d"), store.read("b")) == (b"x", b"y")
+    assert isinstance(_refusal(lambda: store.copy_files([("no/such", "e")])), StoreMissing)
+
+
+def many_files_are_deleted_at_once(store: Store) -> None:
+    for path in ("a/b", "a/c", "d/e", "f"):
+        store.put(path, b"x")
+
+    store.delete_files(["a/b", "no/such", "d/e"])
+
+    assert [found.path for found in store.list("")] == ["a/c", "f"]
+
+
+def folders_are_exchanged_in_one_step_where_the_store_says_so(store: Store) -> None:
+    if not store.has_folder_exchange:
+        assert _refusal(lambda: store.exchange_folder("new", "place")) is not None
+        return
+    old, new = {f"old{number}" for number in range(20)}, {f"new{number}" for number in range(5)}
+    for name in old:
+        store.put(f"place/day=1/{name}", b"x")
+    for name in new:
+        store.put(f"staged/day=1/{name}", b"x")
+    seen: list[set[str]] = []
+    with ThreadPoolExecutor(1) as pool:
+        exchanging = pool.submit(store.exchange_folder, "staged/day=1", "place/day=1")
+        while not exchanging.done():
+            seen.append({found.path.rpartition("/")[2] for found in store.list("place/day=1")})
+        exchanging.result()
+    # A listing may miss what went while it ran; it never mixes.
+    assert all(names <= old or names <= new for names in seen)
+    assert {found.path for found in store.list("")} == {
+        *(f"staged/day=1/{name}" for name in old),
+        *(f"place/day=1/{name}" for name in new),
+    }
+    assert isinstance(_refusal(lambda: store.exchange_folder("no/such", "place/day=1")), StoreMissing)
+
+
 def an_output_is_invisible_until_closed(store: Store) -> None:
     output = store.open_output("a/b")
     output.write(b"one")
@@ -353,6 +397,9 @@ CHECKS: tuple[Check, ...] = (
     a_folder_move_that_was_cut_off_is_finished,
     a_folder_move_never_replaces_another_content,
     a_folder_moves_in_one_step_where_the_store_says_so,
+    a_copied_file_stands_at_both_paths_and_replaces_nothing,
+    many_files_are_deleted_at_once,
+    folders_are_exchanged_in_one_step_where_the_store_says_so,
     an_output_is_invisible_until_closed,
     an_aborted_output_leaves_nothing,
     an_abort_after_the_close_changes_nothing,
@@ -376,6 +423,8 @@ def _acts(store: Store, path: str) -> tuple[Callable[[], object], ...]:
         lambda: store.delete(path),
         lambda: store.move("a", path),
         lambda: store.move(path, "b"),
+        lambda: store.copy_files([("a", path)]),
+        lambda: store.delete_files([path]),
         lambda: store.open_input(path),
         lambda: store.open_output(path),
         lambda: store.local_path(path),

@@ -254,11 +254,8 @@ MUTATIONS = (
         (
             (
                 "commit.py",
-                "        self._store = store\n\n    def newest",
-                (
-                    "        self._store = store\n"
-                    "        self._later: list[tuple[str, bytes]] = []\n\n    def newest"
-                ),
+                "        self.folds = Folds(store)\n",
+                "        self.folds = Folds(store)\n        self._later: list[tuple[str, bytes]] = []\n",
             ),
             (
                 "commit.py",
@@ -282,14 +279,13 @@ MUTATIONS = (
     _one(
         "staging is removed before it is published",
         "commit.py",
-        "    moved = 0\n    staged = _staged(store, entry.run_id)\n",
-        "    moved = 0\n    staged = _staged(store, entry.run_id)\n"
-        '    store.delete_folder(f"{_STAGING}/{entry.run_id}")\n',
+        "    moved = 0\n    if entry.replaced and",
+        '    moved = 0\n    store.delete_folder(f"{_STAGING}/{entry.run_id}")\n    if entry.replaced and',
     ),
     _one(
         "what a cut-off run committed is not published",
         "pipeline.py",
-        "for run_id in roll_forward(self._store, self._log):",
+        "for run_id in roll_forward(self._store, self._log, leases):",
         "for run_id in list[str]():",
     ),
     _one(
@@ -298,7 +294,7 @@ MUTATIONS = (
         "if not self._may_be_committed and not is_wanted:",
         "if True:",
     ),
-    _one("a dead run keeps its lease", "commit.py", "if age_seconds > self._stale_seconds:", "if False:"),
+    _one("a dead run keeps its lease", "lease.py", "if age_seconds > self._stale_seconds:", "if False:"),
     _one(
         "what was written is not synced",
         "stores/memory.py",
@@ -313,7 +309,7 @@ MUTATIONS = (
     ),
     _one(
         "a lease is never given back",
-        "commit.py",
+        "lease.py",
         '        """Hold nothing; what another run has taken over stays with it."""\n',
         "        return\n",
     ),

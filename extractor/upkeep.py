@@ -1,0 +1,251 @@
+"""What compacting and expiring have in common: they prepare beside runs, and hold a table only to commit.
+
+One call is one run of the log, with an entry for each table that it changed.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from datetime import UTC
+from fnmatch import fnmatchcase
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from extractor.clock import Clock, SystemClock
+from extractor.commit import (
+    GRACE_SECONDS,
+    Leases,
+    LogEntry,
+    TableKey,
+    TableRef,
+    TableState,
+    Update,
+    commit,
+    publish,
+    roll_forward,
+)
+from extractor.config import Config
+from extractor.endpoint import Endpoint
+from extractor.errors import ConfigError, LakeBusy, LakeError
+from extractor.lake import Lake
+from extractor.mergesort import read_tables
+from extractor.rowsum import RowSum, sum_rows
+from extractor.schema import META_COLUMNS, plan_schema
+from extractor.store import Store
+from extractor.write import DataFile
+
+__all__ = ("Change", "Upkeep", "UpkeepReport", "chosen_tables", "column_order", "sum_files", "union_schema")
+
+_BUSY_SECONDS = 0.2
+_SAY_SECONDS = 5.0
+_STAGING = "_extractor/staging"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Change:
+    """What became of one table of one account."""
+
+    name: str
+    account: str
+    files_removed: int = 0
+    files_added: int = 0
+    bytes_removed: int = 0
+    bytes_added: int = 0
+    rows_removed: int = 0
+    snapshots_removed: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UpkeepReport:
+    """What one call did, or with `is_dry_run` would do; the tables that it left alone are not in it."""
+
+    verb: str
+    run_id: str
+    lake: str
+    tables: tuple[Change, ...] = ()
+    is_dry_run: bool = False
+    seconds: float = 0.0
+    paths: tuple[str, ...] = field(default=(), repr=False)
+    """The files that were removed, or would be."""
+
+    def to_json(self) -> dict[str, object]:
+        found = asdict(self)
+        paths = found.pop("paths")
+        return {
+            **found,
+            "status": "complete",
+            "exit_code": 0,
+            "tables": list(found["tables"]),
+            **({"paths": list(paths)} if self.is_dry_run else {}),
+        }
+
+
+class Upkeep:
+    """One call of a verb that changes what is in the lake without reading from the source."""
+
+    def __init__(
+        self,
+        config: Config,
+        verb: str,
+        *,
+        store: Store | None = None,
+        clock: Clock | None = None,
+        pause: Callable[[float], None] = time.sleep,
+        note: Callable[[str], None] = lambda text: None,
+        grace_seconds: float = GRACE_SECONDS,
+    ) -> None:
+        self.verb = verb
+        self.config = config
+        self.lake = Lake(store if store is not None else config.lake.uri)
+        self.store, self.log = self.lake.store, self.lake.log
+        self.clock = clock or SystemClock()
+        self.grace_seconds = grace_seconds
+        self.started_at = self.clock.now().astimezone(UTC)
+        self.run_id = f"{self.started_at:%Y%m%dT%H%M%SZ}-{secrets.token_hex(4)}"
+        self.changes: list[Change] = []
+        self.paths: list[str] = []
+        self._pause = pause
+        self._note = note
+        self._began = self.clock.monotonic()
+        self._is_committed = False
+
+    def report(self, *, is_dry_run: bool = False) -> UpkeepReport:
+        return UpkeepReport(
+            verb=self.verb,
+            run_id="" if is_dry_run or not self._is_committed else self.run_id,
+            lake=self.store.uri,
+            tables=tuple(self.changes),
+            is_dry_run=is_dry_run,
+            seconds=round(self.clock.monotonic() - self._began, 3),
+            paths=tuple(self.paths),
+        )
+
+    def foresee(self, change: Change, paths: Iterable[str]) -> None:
+        """Note what would be done."""
+        self.changes.append(change)
+        self.paths.extend(paths)
+
+    @contextmanager
+    def at_work(self) -> Iterator[None]:
+        """Leave nothing in staging but what is committed and not published."""
+        self.store.check_writable()
+        try:
+            yield
+        except BaseException:
+            if not self._is_committed:
+                self.store.delete_folder(f"{_STAGING}/{self.run_id}")
+            raise
+        self.store.delete_folder(f"{_STAGING}/{self.run_id}")
+
+    @contextmanager
+    def held(self, key: TableKey) -> Iterator[Leases]:
+        """The right to change one table, once nobody else has it; what was cut off before is finished first."""
+        leases = Leases(self.store, run_id=self.run_id, clock=self.clock, tables=[key], is_brief=True)
+        waited = 0.0
+        while True:
+            try:
+                leases.acquire()
+                break
+            except LakeBusy as busy:
+                if waited % _SAY_SECONDS < _BUSY_SECONDS:
+                    self._note(f"waiting: {busy.message}")
+            self._pause(_BUSY_SECONDS)
+            waited += _BUSY_SECONDS
+        try:
+            roll_forward(self.store, self.log, leases)
+            yield leases
+        finally:
+            leases.release()
+
+    def commit(
+        self,
+        leases: Leases,
+        change: Change,
+        state: TableState,
+        expected: TableRef,
+        *,
+        replaced: Mapping[str, Sequence[str]],
+        rewritten: Sequence[DataFile] = (),
+        grace_seconds: float | None = None,
+        **summary: object,
+    ) -> LogEntry:
+        """Commit and publish what became of one table."""
+        newest = self.log.newest()
+        self._is_committed = True
+        update = Update(table=state.table, account=state.account, state=state, expected=expected)
+        entry = commit(
+            self.store,
+            self.log,
+            run_id=self.run_id,
+            updates=[update],
+            summary={"verb": self.verb, "changes": [asdict(change)], **summary},
+            source=newest.source if newest is not None else {},
+            started_at=self.started_at,
+            clock=self.clock,
+            leases=leases,
+            is_final=False,
+            replaced=replaced,
+            rewritten=rewritten,
+            grace_seconds=self.grace_seconds if grace_seconds is None else grace_seconds,
+        )
+        self.changes.append(change)
+        self.paths.extend(replaced)
+        try:
+            publish(self.store, self.log, entry, beat=leases.beat)
+        except LakeError as error:
+            raise LakeError(
+                f"{self.verb} of {change.name} is committed, but publishing was cut off: {error.message}; "
+                "the next run or verb on that table finishes it"
+            ) from error
+        return entry
+
+
+def chosen_tables(entry: LogEntry, names: Sequence[str], lake: str) -> list[TableKey]:
+    """The tables and accounts of an entry that match one of the names or globs; all where none are given.
+
+    Raises: ConfigError for a name that matches nothing.
+    """
+    for name in names:
+        if not any(fnmatchcase(table, name) for table, _ in entry.tables):
+            raise ConfigError(f"no table {name} in lake {lake}; `skysql-extract files` lists what there is")
+    return sorted(
+        key for key in entry.tables if not names or any(fnmatchcase(key[0], name) for name in names)
+    )
+
+
+def column_order(state: TableState) -> tuple[str, ...]:
+    """The names of a table's columns in the order in which they stand in its files."""
+    return tuple(plan_schema(Endpoint(name=state.table, path="/"), state.columns).arrow.names)
+
+
+def union_schema(store: Store, places: Iterable[str], order: Sequence[str]) -> pa.Schema:
+    """The columns of all the files, in this order as far as it goes, the run's own last."""
+    schemas = []
+    for place in places:
+        with store.open_input(place) as stream:
+            schemas.append(pq.read_schema(pa.PythonFile(stream, mode="r")).remove_metadata())
+    fields: dict[str, pa.Field] = {}
+    for schema in sorted(schemas, key=len, reverse=True):
+        for column in schema:
+            fields.setdefault(column.name, column)
+    columns = [
+        column if all(name in schema.names for schema in schemas) else column.with_nullable(True)
+        for name, column in fields.items()
+    ]
+    own = {name: number for number, name in enumerate(META_COLUMNS)}
+    known = {name: number for number, name in enumerate(order)}
+    columns.sort(key=lambda column: (own.get(column.name, -1), known.get(column.name, len(known))))
+    return pa.schema(columns)
+
+
+def sum_files(store: Store, places: Sequence[str], schema: pa.Schema, *, rows_max: int) -> RowSum:
+    """The sum of the rows of files, as they are read back."""
+    total = RowSum()
+    for table in read_tables(store, places, schema, rows_max=rows_max):
+        total += sum_rows(table)
+    return total

@@ -1,0 +1,241 @@
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import orjson
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from extractor.commit import CommitLog, Leases, clean_orphans
+from extractor.compaction import compact
+from extractor.erasure import erase
+from extractor.errors import ConfigError
+from extractor.store import Store
+from extractor.stores.local import LocalStore
+from extractor.stores.memory import MemoryStore, PowerLost
+from tests.unit.lakes import SmallLake, Watch, rows, small_lake
+
+USERS = ("users", "default")
+
+
+@pytest.fixture
+def watch() -> Watch:
+    return Watch()
+
+
+@pytest.fixture(params=["local", "memory", "memory without exchange"])
+def store(request: pytest.FixtureRequest, tmp_path: Path, watch: Watch) -> Store:
+    match request.param:
+        case "local":
+            return LocalStore(tmp_path / "lake")
+        case "memory":
+            return MemoryStore(clock=watch.now)
+    return MemoryStore(clock=watch.now, has_folder_exchange=False)
+
+
+@pytest.fixture
+def lake(store: Store, tmp_path: Path, watch: Watch) -> SmallLake:
+    return small_lake(store, tmp_path, watch)
+
+
+def fill(lake: SmallLake) -> list[str]:
+    """Three snapshots of users, `bob` in the first two; and notices that name him, merged since."""
+    lake.run("r0", ("users", "snapshot_date=2026-11-20", rows("r0", "ann", "bob")))
+    lake.run("r1", ("users", "snapshot_date=2026-11-21", rows("r1", "ann", "bob", "cid")))
+    lake.run("r2", ("users", "snapshot_date=2026-11-22", rows("r2", "ann", "cid", "dan")))
+    lake.run("r3", ("notices", "event_date=2026-11-20", rows("r3", "bob", "x")))
+    lake.run("r4", ("notices", "event_date=2026-11-20", rows("r4", "y")))
+    return [f"r{number}" for number in range(5)]
+
+
+def everywhere(lake: SmallLake) -> list[str]:
+    """The Parquet files of the lake, wherever they lie, that still hold bob."""
+    return [
+        stored.path
+        for stored in lake.store.list("")
+        if stored.path.endswith(".parquet")
+        and "bob" in pq.read_table(io.BytesIO(lake.store.read(stored.path)))["id"].to_pylist()
+    ]
+
+
+def test_a_person_is_removed_from_every_snapshot(lake: SmallLake) -> None:
+    runs = fill(lake)
+
+    report = erase(lake.config, "users", {"id": "bob"}, upkeep=lake.upkeep("expire"))
+
+    assert [lake.ids("users", run) for run in runs[:3]] == [["ann"], ["ann", "cid"], ["ann", "cid", "dan"]]
+    assert [path for path in everywhere(lake) if "users" in path] == []
+    [change] = report.tables
+    assert (change.name, change.rows_removed, change.files_removed, change.files_added) == ("users", 2, 2, 2)
+    assert lake.hidden("old") == lake.hidden("staging") == []
+    assert lake.ids("notices") == ["bob", "x", "y"]
+
+
+def test_digests_and_row_counts_in_the_log_are_right_afterwards(lake: SmallLake) -> None:
+    runs = fill(lake)
+    erase(lake.config, "users", {"id": "bob"}, upkeep=lake.upkeep("expire"))
+    erase(lake.config, "users", {"id": "dan"}, upkeep=lake.upkeep("expire"))
+
+    lake.check_files([*runs, "latest"])
+
+    assert lake.lake.entry().tables["users", "default"].rows == 2
+    named = {row.path for run in (*runs, "latest") for row in lake.lake.files(as_of=run)}
+    standing = {stored.path for name in ("users", "notices") for stored in lake.store.list(name)}
+    assert named == standing
+    verify = getattr(lake.lake, "verify", None)
+    if verify is not None:
+        assert verify(everything=True).findings == ()
+
+
+def test_the_log_says_what_was_erased_and_not_whose(lake: SmallLake) -> None:
+    fill(lake)
+
+    report = erase(lake.config, "users", {"id": "bob"}, upkeep=lake.upkeep("expire"))
+
+    entry = lake.lake.entry()
+    assert entry.run_id == report.run_id
+    assert entry.summary["erased"] == {"table": "users", "columns": ["id"]}
+    assert entry.summary["changes"][0]["rows_removed"] == 2  # type: ignore[index]  # JSON
+    text = orjson.dumps(entry.summary).decode()
+    assert "bob" not in text
+
+
+def test_rows_that_were_merged_go_too_and_so_do_copies_for_readers(lake: SmallLake) -> None:
+    fill(lake)
+    compact(lake.config, upkeep=lake.upkeep())
+    assert len(lake.hidden("old")) == 2
+
+    erase(lake.config, "notices", {"id": "bob"}, upkeep=lake.upkeep("expire"))
+
+    assert lake.ids("notices") == lake.glob_ids("notices") == ["x", "y"]
+    assert lake.ids("notices", "r3") == ["x"]
+    assert [path for path in everywhere(lake) if "notices" in path] == []
+    assert [path.rpartition("/")[2] for path in lake.hidden("old")] == ["r4-00000.parquet"]
+
+
+def test_all_conditions_must_hold_and_values_are_those_of_the_column(lake: SmallLake) -> None:
+    number = pa.array([1, 2, 1], pa.int64())
+    lake.run("r0", ("users", "snapshot_date=2026-11-20", rows("r0", "a", "a", "b", number=number)))
+
+    erase(lake.config, "users", {"id": "a", "number": "1"}, upkeep=lake.upkeep("expire"))
+
+    assert lake.lake.table("users").to_arrow().select(["id", "number"]).to_pylist() == [
+        {"id": "a", "number": 2},
+        {"id": "b", "number": 1},
+    ]
+
+
+def test_a_corrected_column_is_looked_at_in_all_its_versions(lake: SmallLake) -> None:
+    corrected = rows("r1", "x", "y", id__v2=pa.array([7, 8], pa.int64()))
+    corrected = corrected.set_column(0, "id", pa.nulls(2, pa.string()))
+    lake.run("r0", ("users", "snapshot_date=2026-11-20", rows("r0", "7", "8")))
+    lake.run("r1", ("users", "snapshot_date=2026-11-21", corrected))
+
+    erase(lake.config, "users", {"id": "7"}, upkeep=lake.upkeep("expire"))
+
+    assert lake.ids("users", "r0") == ["8"]
+    assert lake.lake.table("users").to_arrow()["id__v2"].to_pylist() == [8]
+
+
+def test_a_file_that_loses_all_its_rows_stays_typed_and_empty(lake: SmallLake) -> None:
+    lake.run("r0", ("users", "snapshot_date=2026-11-20", rows("r0", "bob")))
+
+    erase(lake.config, "users", {"id": "bob"}, upkeep=lake.upkeep("expire"))
+
+    assert lake.ids("users") == []
+    assert lake.lake.table("users").schema.names == ["id", "_run_id"]
+
+
+def test_a_dry_run_counts_and_changes_nothing(lake: SmallLake) -> None:
+    fill(lake)
+    newest = lake.lake.entry()
+
+    report = erase(lake.config, "users", {"id": "bob"}, is_dry_run=True, upkeep=lake.upkeep("expire"))
+
+    assert (report.tables[0].rows_removed, len(report.paths)) == (2, 2)
+    assert lake.lake.entry() == newest
+
+
+def test_rows_of_nobody_commit_nothing(lake: SmallLake) -> None:
+    fill(lake)
+    newest = lake.lake.entry()
+
+    report = erase(lake.config, "users", {"id": "zed"}, upkeep=lake.upkeep("expire"))
+
+    assert (report.tables, lake.lake.entry()) == ((), newest)
+
+
+@pytest.mark.parametrize(
+    ("table", "where", "message"),
+    [
+        ("users", {}, "--rows needs --where"),
+        ("users", {"mail": "x"}, "--where mail: table users has no such column"),
+        ("user*", {"id": "x"}, "give the name of one table"),
+        ("people", {"id": "x"}, "no table people in lake"),
+    ],
+)
+def test_bad_input_is_one_clear_line(
+    table: str, where: dict[str, str], message: str, lake: SmallLake
+) -> None:
+    fill(lake)
+    newest = lake.lake.entry()
+
+    with pytest.raises(ConfigError, match=message):
+        erase(lake.config, table, where, upkeep=lake.upkeep("expire"))
+
+    assert lake.lake.entry() == newest
+
+
+def test_a_snapshot_that_a_run_added_meanwhile_is_searched_too(lake: SmallLake) -> None:
+    fill(lake)
+    run = Leases(lake.store, run_id="r9", clock=lake.watch, tables=[USERS])
+    run.acquire()
+    upkeep = lake.upkeep("expire")
+
+    def pause(seconds: float) -> None:
+        lake.run("r9", ("users", "snapshot_date=2026-11-29", rows("r9", "bob", "eve")))
+        run.release()
+
+    upkeep._pause = pause
+
+    erase(lake.config, "users", {"id": "bob"}, upkeep=upkeep)
+
+    assert lake.ids("users") == ["eve"]
+    assert [path for path in everywhere(lake) if "users" in path] == []
+
+
+@pytest.mark.parametrize("keep_unsynced", [False, True])
+def test_a_crash_at_any_step_leaves_all_other_rows_and_the_next_call_ends_it(
+    keep_unsynced: bool, tmp_path: Path
+) -> None:
+    def made() -> SmallLake:
+        watch = Watch()
+        lake = small_lake(MemoryStore(clock=watch.now), tmp_path, watch)
+        fill(lake)
+        return lake
+
+    lake = made()
+    assert isinstance(lake.store, MemoryStore)
+    lake.store.steps = 0
+    erase(lake.config, "users", {"id": "bob"}, upkeep=lake.upkeep("expire"))
+    for after_steps in range(1 if keep_unsynced else 0, lake.store.steps, 3):
+        lake = made()
+        store = lake.store
+        assert isinstance(store, MemoryStore)
+        store.lose_power(after_steps=after_steps)
+        with pytest.raises(PowerLost):
+            erase(lake.config, "users", {"id": "bob"}, upkeep=lake.upkeep("expire"))
+        store.crash(keep_unsynced=keep_unsynced)
+
+        assert set(lake.ids("users", "r1")) - {"bob"} == {"ann", "cid"}
+        assert lake.ids("users") == ["ann", "cid", "dan"]
+
+        erase(lake.config, "users", {"id": "bob"}, upkeep=lake.upkeep("expire"))
+        with lake.upkeep("expire").held(USERS):
+            pass
+        clean_orphans(store, CommitLog(store), live_runs=(), resume_seconds=0)
+        assert [path for path in everywhere(lake) if "users" in path] == []
+        assert lake.hidden("staging") == []
+        assert lake.ids("users", "r0") == ["ann"]
