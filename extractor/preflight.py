@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import gettempdir
@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 from extractor.auth import KeyFacts, read_keyinfo, read_token_answer
 from extractor.catalog import load_catalog
 from extractor.clock import SystemClock
+from extractor.conceal import Secrets
 from extractor.config import Account, Config, SecretText
 from extractor.errors import AuthError, ConfigError, LakeError, RequestError, StatusError
 from extractor.fetch import Fetcher, FetchLimits, Request, Response, parse_date
@@ -76,6 +77,13 @@ def _lake(config: Config) -> list[Finding]:
 
 
 async def _account(config: Config, account: Account, key: SecretText) -> list[Finding]:
+    secrets = Secrets()
+    secrets.add(key.reveal())
+    found = await _findings(config, account, key, secrets)
+    return [replace(finding, text=secrets.text(finding.text)) for finding in found]
+
+
+async def _findings(config: Config, account: Account, key: SecretText, secrets: Secrets) -> list[Finding]:
     name = f"account {account.name}"
     async with AsyncExitStack() as stack:
 
@@ -98,7 +106,9 @@ async def _account(config: Config, account: Account, key: SecretText) -> list[Fi
         if config.source.auth == "bearer":
             try:
                 findings.extend(_judge_key(await _keyinfo(config, key, fetcher), name))
-                headers = {"Authorization": f"Bearer {await _token(config, key, fetcher)}"}
+                token = await _token(config, key, fetcher)
+                secrets.add(token)
+                headers = {"Authorization": f"Bearer {token}"}
             except (RequestError, AuthError) as error:
                 return [*findings, _refused(name, error)]
         else:

@@ -31,6 +31,7 @@ CATALOGUE = """
 [lines]
 path   = "/lines"
 format = "log_archive"
+columns = { member = "string" }
 
 [things]
 path = "/things"
