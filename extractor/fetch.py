@@ -6,6 +6,7 @@ spooled to a file. Credentials go to the configured origin only.
 
 from __future__ import annotations
 
+import asyncio
 import io
 import os
 import ssl
@@ -33,6 +34,7 @@ __all__ = ("FetchLimits", "Fetcher", "Request", "Response", "parse_date")
 
 _CHUNK_BYTES = 1 << 18
 _EXCERPT_BYTES = 2_000
+_LATE_SECONDS = 0.5
 _CUT = "the body was cut or is not encoded as it says"
 
 
@@ -242,19 +244,29 @@ class Fetcher:
     ) -> _Body:
         inflater = _inflater(headers, request)
         body = _Body(self._limits.spool_bytes, self._spool_folder, request.path)
+        longest = self._limits.idle_seconds + _LATE_SECONDS
+        silence = asyncio.timeout(longest)
         try:
-            while chunk := await answer.content.readany():
-                if inflater is None:
-                    self._take(chunk, body, request)
-                    continue
-                for piece in inflater.feed(chunk):
-                    self._take(piece, body, request)
+            async with silence:
+                while chunk := await answer.content.readany():
+                    silence.reschedule(asyncio.get_running_loop().time() + longest)
+                    if inflater is None:
+                        self._take(chunk, body, request)
+                        continue
+                    for piece in inflater.feed(chunk):
+                        self._take(piece, body, request)
             if inflater is not None:
                 inflater.end()
             return body
         except ValueError:
             body.discard()
             raise NetworkError(f"{request.path}: {_CUT}") from None
+        except TimeoutError:
+            body.discard()
+            if not silence.expired():
+                raise
+            # aiohttp ends a connection on which a chunk makes no sense, and tells nobody who waits for its body.
+            raise aiohttp.ClientResponseError(answer.request_info, answer.history) from None
         except BaseException:
             body.discard()
             raise

@@ -24,7 +24,7 @@ _FIRST_STEPS = f"""\
 # Each verb is what its module is named after, and imported only where it is asked for.
 _VERBS = (
     *("run", "demo", "init", "plan", "check", "catalog"),
-    *("runs", "show", "files", "sql", "diff", "verify", "backfill", "ddl", "compact", "expire"),
+    *("runs", "show", "files", "sql", "diff", "verify", "backfill", "compact", "expire", "ddl"),
     "sandbox",
 )
 

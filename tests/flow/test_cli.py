@@ -34,7 +34,7 @@ from extractor.errors import (
 
 VERBS = (
     *("run", "demo", "init", "plan", "check", "catalog"),
-    *("runs", "show", "files", "sql", "diff", "verify", "backfill", "ddl", "compact", "expire"),
+    *("runs", "show", "files", "sql", "diff", "verify", "backfill", "compact", "expire", "ddl"),
     "sandbox",
 )
 KEY = "skysql.1zzz.ab12cd34." + "Q7" * 18 + ".0a1b2c3d"

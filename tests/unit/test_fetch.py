@@ -521,6 +521,20 @@ async def test_an_answer_that_stalls_is_given_up_after_the_idle_time(handler: Ha
     assert error.message == "/v1/ships: no byte within limits.idle_seconds"
 
 
+async def test_a_chunk_that_makes_no_sense_is_told_also_when_it_comes_late() -> None:
+    async def handler(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(head(CHUNKED))
+        await writer.drain()
+        await asyncio.sleep(0.1)  # until the client waits for the body
+        writer.write(b"zz\r\n[]\r\n")
+        await reader.read()
+
+    async with speaking(handler) as url:
+        error = await refusal(url, NetworkError, idle_seconds=0.2)
+
+    assert error.message == "/v1/ships: the answer is no HTTP (ClientResponseError)"
+
+
 async def test_a_slow_answer_is_no_stalled_one() -> None:
     pieces = 6
 
