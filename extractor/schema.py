@@ -482,7 +482,8 @@ def _fit_scalar(value: object, name: str) -> object:
             return value
         case (("int64" | "epoch"), int()) if -(2**63) <= value < 2**63:
             return value if name == "int64" or is_castable(value, Scalar(name)) else MISSING
-        case (("int64" | "epoch"), float()) if value.is_integer():
+        # Beyond, a double stands for several integers.
+        case (("int64" | "epoch"), float()) if value.is_integer() and abs(value) <= 2**53:
             return _fit_scalar(int(value), name)
         case "float64", int():
             return float(value) if abs(value) <= 2**53 else MISSING

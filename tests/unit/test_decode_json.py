@@ -33,7 +33,7 @@ from extractor.testing import canonical
 Row = dict[str, object]
 
 thorough = settings(
-    max_examples=120,
+    max_examples=60,
     deadline=None,
     suppress_health_check=list(HealthCheck),
     phases=(Phase.explicit, Phase.reuse, Phase.generate, Phase.shrink),
@@ -662,6 +662,13 @@ def test_a_number_that_a_double_cannot_hold_keeps_its_digits(number: str) -> Non
 
         assert done.batch.column("a")[0].as_py() is None
         assert Decimal(done.batch.column(RESCUED)[0].as_py()[5:-1]) == Decimal(number)
+
+
+def test_a_double_that_stands_for_several_integers_is_no_integer() -> None:
+    found = decoded('[{"n":5.991929888050481e+16},{"n":7e3}]', n="int64")
+
+    assert found.batch.column("n").to_pylist() == [None, 7000]
+    assert rescued_of(found.batch) == [{"n": 5.991929888050481e16}, None]
 
 
 def test_a_number_in_a_short_form_hides_no_other_that_is_too_long() -> None:
