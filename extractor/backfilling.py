@@ -29,13 +29,12 @@ from extractor.pipeline import Run, WriterSink
 from extractor.plan import Span, TablePlan, make_plan, plan_windows
 from extractor.reader import Interruption, Setup, World, find_accounts, gravest
 from extractor.report import RequestFigures, RunReport, TableReport, exit_code_of
-from extractor.settle import Settled
+from extractor.settle import BACKFILL_STATE, Settled
 from extractor.stores import open_store
 from extractor.windows import source_of
 
 __all__ = ("backfill", "parse_moment")
 
-_STATE = "backfill:"
 _PATIENCE_SECONDS = 2.0
 
 
@@ -145,7 +144,7 @@ class _Backfill(Run):
         )
         self._source = source
         self._spans = spans
-        self._state_key = f"{_STATE}{label}"
+        self._state_key = f"{BACKFILL_STATE}{label}"
         self._parallel = parallel
         self._keys = [
             (table.name, account.name) for table in setup.plan.written for account, _ in setup.accounts

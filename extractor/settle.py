@@ -31,9 +31,11 @@ from extractor.unique import Uniqueness, make_unique, plain_row
 from extractor.windows import Progress, advance, parents_state, progress_of, progress_state
 from extractor.write import DataFile, Staged, TableWriter, staged_path
 
-__all__ = ("Reading", "Settled", "last_longest_chain", "settle_table")
+__all__ = ("BACKFILL_STATE", "Reading", "Settled", "last_longest_chain", "settle_table")
 
 _LONGEST_CHAIN = "longest_chain"
+BACKFILL_STATE = "backfill:"
+"""How the keys begin under which a backfill keeps what it has done."""
 _TELLING_ROWS = 20
 """Of so few new rows all may lack a value by chance."""
 
@@ -431,11 +433,14 @@ def _state(reading: Reading) -> Mapping[str, object]:
     if reading.is_backfill:
         return dict(reading.prior.state) if reading.prior is not None else {}
     longest = reading.ledger.longest_chain
+    before = reading.prior.state if reading.prior is not None else {}
     # One page is what is taken for granted: most tables need no more, and their state then stays as it is.
     return {
         **_windows(reading),
         **parents_state(_versions_read(reading)),
         **({_LONGEST_CHAIN: longest} if longest > 1 else {}),
+        # What a backfill has done, which goes on beside this run or was cut off.
+        **{key: value for key, value in before.items() if key.startswith(BACKFILL_STATE)},
     }
 
 

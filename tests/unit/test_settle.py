@@ -170,6 +170,17 @@ def test_a_first_snapshot_is_the_state_of_the_table() -> None:
     assert lake.ids == ["a", "b"]
 
 
+def test_a_run_keeps_what_a_backfill_has_done() -> None:
+    lake = Lake()
+    lake.run(page("a"))
+    assert lake.prior is not None
+    lake.prior = replace(lake.prior, state={**lake.prior.state, "backfill:2025": ["2025-01-01"]})
+
+    lake.run(page("a", "b"))
+
+    assert lake.prior.state["backfill:2025"] == ["2025-01-01"]
+
+
 def test_an_unchanged_snapshot_of_the_same_day_writes_nothing_and_is_proved_again() -> None:
     lake = Lake()
     first = lake.run(page("a", "b")).update
