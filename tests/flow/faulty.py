@@ -342,7 +342,7 @@ BODY = (
     again(
         "too-long",
         "a body longer than its Content-Length",
-        saying(head(JSON, "Content-Length: 5"), ROW),
+        saying(head(JSON, "Content-Length: 5") + ROW),  # in one piece: what comes later belongs to no answer
         NO_HTTP,
     ),
     again(

@@ -117,7 +117,7 @@ def test_a_nightly_run_that_its_deadline_always_cuts_is_whole_after_some_nights(
             busy.url,
             tmp_path / "lake",
             *TABLES,
-            limits__requests_per_second=100.0,
+            limits__requests_per_second=40.0,
             limits__run_seconds=1.0,
             limits__resume_seconds=172_800.0,
         ),
