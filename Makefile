@@ -26,7 +26,7 @@ LOCKED := import sys; sys.exit((sys.implementation.name, sys.platform, sys.versi
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help setup demo check lint types imports test format lock clean bench bench-memory bench-pacing runs-8640 laws laws-mutations nights backfill-year spark fuzz audit soak soak-steady
+.PHONY: help setup demo check lint types imports test test-long format lock clean bench bench-memory bench-pacing runs-8640 laws laws-mutations nights backfill-year spark fuzz audit soak soak-steady
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-14s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -51,6 +51,9 @@ imports: $(VENV)/.tools ## the direction of imports
 # `pytest`, not `python -m pytest`: that would put this folder on sys.path, before the installed package.
 test: $(VENV)/.developed ## all tests, against the installed package
 	@SKYSQL_EXTRACTOR_TEST_INSTALLED=1 $(BIN)/pytest $(PYTEST_ARGS)
+
+test-long: $(VENV)/.developed ## all tests, and those that take long
+	@SKYSQL_EXTRACTOR_TEST_INSTALLED=1 SKYSQL_EXTRACTOR_TEST_LONG=1 $(BIN)/pytest $(PYTEST_ARGS)
 
 format: $(VENV)/.tools ## put the code into the project's form
 	@$(BIN)/ruff format .

@@ -58,3 +58,19 @@ def answers(monkeypatch: pytest.MonkeyPatch) -> Iterator[aioresponses.aiorespons
     monkeypatch.setattr("aioresponses.core.ClientResponse", response)
     with aioresponses.aioresponses() as started:
         yield started
+
+
+# Long ones: whole runs killed, filled, merged and searched. `make test-long` runs them, too.
+_LONG = (
+    *("flow/test_kills.py", "flow/test_canaries.py", "flow/test_disk.py", "flow/test_past.py"),
+    *("flow/test_backfill.py", "flow/test_nights.py", "unit/test_compaction.py", "unit/test_fold.py"),
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leave the long tests out unless they are asked for."""
+    if os.environ.get("SKYSQL_EXTRACTOR_TEST_LONG") == "1":
+        return
+    for item in items:
+        if item.path.as_posix().endswith(_LONG):
+            item.add_marker(pytest.mark.skip(reason="long; `make test-long` runs it"))
