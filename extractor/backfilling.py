@@ -27,7 +27,7 @@ from extractor.errors import ConfigError, LakeError
 from extractor.events import Observer, RunFinished, RunStarted, ignore
 from extractor.pipeline import Run, WriterSink
 from extractor.plan import Span, TablePlan, make_plan, plan_windows
-from extractor.reader import Interruption, Setup, World, find_accounts, gravest
+from extractor.reader import Interruption, Setup, World, find_accounts
 from extractor.report import RequestFigures, RunReport, TableReport, exit_code_of
 from extractor.settle import BACKFILL_STATE, Settled
 from extractor.stores import open_store
@@ -170,9 +170,7 @@ class _Backfill(Run):
                 if not self._may_be_committed:
                     await self._executor.run(self._store.delete_folder, f"_extractor/staging/{self._run_id}")
                 await self._executor.run(sign_of_life.release)
-            told = gravest(error)
-            self._secrets.clean(error)
-            self._secrets.clean(told)
+            told = self._gravest(error)
             if told is error:
                 raise
             raise told from error
@@ -344,19 +342,13 @@ class _Backfill(Run):
         exit_code = interruption.exit_code or exit_code_of(tables)
         faults = [table for table in tables if table.status not in ("complete", "absent", "skipped")]
         message = f"{faults[0].name}: {faults[0].status}: {faults[0].reason}" if faults else ""
-        return RunReport(
-            run_id=self._run_id,
-            status="complete" if exit_code == 0 else "interrupted" if interruption.exit_code else "partial",
-            exit_code=exit_code,
-            lake=self._store.uri,
-            started_at=self._started_at.isoformat(),
-            finished_at=self._clock.now().isoformat(),
-            seconds=round(self._clock.monotonic() - self._started, 3),
-            tables=tables,
-            requests=_sum_figures(self._figures),
-            drift=tuple(self._drift),
-            warnings=tuple(dict.fromkeys(self._warnings)),
-            message=interruption.reason if interruption.exit_code else message,
+        return self._sum_up(
+            exit_code,
+            tables,
+            _sum_figures(self._figures),
+            self._drift,
+            interruption.reason if interruption.exit_code else message,
+            interruption,
         )
 
 

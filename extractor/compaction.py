@@ -199,12 +199,5 @@ def _commit(up: Upkeep, key: TableKey, merged: Sequence[_Merged]) -> None:
         old = [file for one in sound for file in one.sources]
         kept = [file for file in state.files if file.path not in replaced]
         files = tuple(sorted([*kept, *new], key=lambda file: file.path))
-        change = Change(
-            name=key[0],
-            account=key[1],
-            files_removed=len(old),
-            files_added=len(new),
-            bytes_removed=sum(file.size_bytes for file in old),
-            bytes_added=sum(file.size_bytes for file in new),
-        )
+        change = Change.of_files(key, old, new)
         up.commit(leases, change, replace(state, files=files), entry.tables[key], replaced=replaced)

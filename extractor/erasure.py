@@ -80,7 +80,8 @@ class _Eraser:
         if is_dry_run:
             hits = {file.path: rows for file in seen.values() if (rows := self._rows(file, entry))}
             if hits:
-                up.foresee(self._change(key, [seen[path] for path in hits], [], sum(hits.values())), hits)
+                change = Change.of_files(key, [seen[path] for path in hits], rows=sum(hits.values()))
+                up.foresee(change, hits)
             return
         rewritten = self._rewrite(seen.values(), entry)
         with up.held(key) as leases:
@@ -90,11 +91,11 @@ class _Eraser:
             rewritten = [one for one in rewritten if one.old.path in files]
             rewritten += self._rewrite((file for path, file in files.items() if path not in seen), newest)
             if rewritten:
-                change = self._change(
+                change = Change.of_files(
                     key,
                     [one.old for one in rewritten],
                     [one.new for one in rewritten],
-                    sum(one.old.rows - one.new.rows for one in rewritten),
+                    rows=sum(one.old.rows - one.new.rows for one in rewritten),
                 )
                 up.commit(
                     leases,
@@ -199,17 +200,6 @@ class _Eraser:
             if value is not None:
                 found = pc.or_(found, pc.fill_null(pc.equal(rows[name], value), False))
         return found
-
-    def _change(self, key: TableKey, old: Sequence[DataFile], new: Sequence[DataFile], rows: int) -> Change:
-        return Change(
-            name=key[0],
-            account=key[1],
-            files_removed=len(old),
-            files_added=len(new),
-            bytes_removed=sum(file.size_bytes for file in old),
-            bytes_added=sum(file.size_bytes for file in new),
-            rows_removed=rows,
-        )
 
 
 def _without(state: TableState, rewritten: Sequence[_Rewritten]) -> TableState:

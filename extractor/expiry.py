@@ -157,14 +157,8 @@ def _empty(up: Upkeep, key: TableKey, like: DataFile) -> DataFile:
 
 
 def _change(key: TableKey, files: Mapping[str, DataFile], removed: int, *, rows: int | None = None) -> Change:
-    return Change(
-        name=key[0],
-        account=key[1],
-        files_removed=len(files),
-        bytes_removed=sum(file.size_bytes for file in files.values()),
-        rows_removed=sum(file.rows for file in files.values()) if rows is None else rows,
-        snapshots_removed=removed,
-    )
+    rows = sum(file.rows for file in files.values()) if rows is None else rows
+    return Change.of_files(key, files.values(), rows=rows, snapshots=removed)
 
 
 def _is_event(up: Upkeep, entry: LogEntry, key: TableKey) -> bool:

@@ -50,6 +50,12 @@ class Series:
 class _Stream:
     """Batches that can be read more than once."""
 
+    def __init__(self, name: str, key: tuple[str, ...], columns: pa.Schema, series: Sequence[Series]) -> None:
+        self.name = name
+        self.key = key
+        self._columns = columns
+        self._series = tuple(series)
+
     @property
     def schema(self) -> pa.Schema:
         raise NotImplementedError
@@ -72,12 +78,6 @@ class History(_Stream):
     `valid_from` is the start of the run that found the row so, `valid_to` that of the first run that did not; null
     where the row still stands. Rows of events are valid from when they were first seen.
     """
-
-    def __init__(self, name: str, key: tuple[str, ...], columns: pa.Schema, series: Sequence[Series]) -> None:
-        self.name = name
-        self.key = key
-        self._columns = columns
-        self._series = tuple(series)
 
     @property
     def schema(self) -> pa.Schema:
@@ -119,12 +119,6 @@ class Changes(_Stream):
 
     With the `key`, the names of the changed `columns`, the row `before` and `after`, and the run that found it so.
     """
-
-    def __init__(self, name: str, key: tuple[str, ...], columns: pa.Schema, series: Sequence[Series]) -> None:
-        self.name = name
-        self.key = key
-        self._columns = columns
-        self._series = tuple(series)
 
     @property
     def schema(self) -> pa.Schema:

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from extractor.endpoint import Endpoint
 from extractor.layout import dictionary_columns, sort_columns, sort_rows
-from extractor.store import Output, Store
+from extractor.store import Store, Unclosed
 
 __all__ = ("BYTES_MAX", "ROWS_HELD", "read_tables", "sorted_groups")
 
@@ -117,7 +117,7 @@ def _write_sorted(
     for group in sort_rows(table, endpoint):
         if writer is None:
             writer = pq.ParquetWriter(
-                pa.PythonFile(_Unclosed(output), mode="w"), group.schema, compression="lz4"
+                pa.PythonFile(Unclosed(output), mode="w"), group.schema, compression="lz4"
             )
         key_of = _keys(group, names)
         for start in range(0, group.num_rows, _GROUP_ROWS):
@@ -197,33 +197,3 @@ def _aligned(table: pa.Table, schema: pa.Schema, dictionaries: Sequence[str]) ->
         columns.append(column if column.type == type_ else column.cast(type_))
     fields = [field.with_type(column.type) for field, column in zip(schema, columns, strict=True)]
     return pa.Table.from_arrays(columns, schema=pa.schema(fields))
-
-
-class _Unclosed:
-    """An output whose end its owner decides, not Arrow."""
-
-    closed = False
-
-    def __init__(self, output: Output) -> None:
-        self._output = output
-
-    def write(self, content: bytes) -> int:
-        return self._output.write(content)
-
-    def tell(self) -> int:
-        return self._output.tell()
-
-    def flush(self) -> None:
-        """What is written is whole when it is closed."""
-
-    def writable(self) -> bool:
-        return True
-
-    def readable(self) -> bool:
-        return False
-
-    def seekable(self) -> bool:
-        return False
-
-    def close(self) -> None:
-        """The owner closes the output."""

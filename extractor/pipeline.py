@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import random
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -201,9 +201,7 @@ class Run:
         try:
             report = await self._read_and_commit(leases, interruption)
         except BaseException as error:
-            told = gravest(error)
-            self._secrets.clean(error)
-            self._secrets.clean(told)
+            told = self._gravest(error)
             with anyio.CancelScope(shield=True):
                 await self._executor.run(
                     self._abandon, leases, before is None and isinstance(told, AuthError | ConfigError)
@@ -213,6 +211,13 @@ class Run:
             raise told from error
         self._observer(RunFinished(run_id=report.run_id, status=report.status, exit_code=report.exit_code))
         return report
+
+    def _gravest(self, error: BaseException) -> BaseException:
+        """Of a group of errors the one to tell of, without what nobody may know."""
+        told = gravest(error)
+        self._secrets.clean(error)
+        self._secrets.clean(told)
+        return told
 
     async def _hold_tables(self, keys: Sequence[TableKey]) -> Leases:
         """Take the tables, under the id of the run that was stopped if there is one to go on with.
@@ -649,7 +654,6 @@ class Run:
                 )
         judged = exit_code_of(tables)
         exit_code = judged if judged == 4 else interruption.exit_code or judged
-        seconds = self._clock.monotonic() - self._started
         drift = [line for item in settled for line in item.drift]
         # Of tables that are read for the sake of others nothing is settled.
         for reader in self._readers:
@@ -657,6 +661,19 @@ class Run:
                 if planned.mode == "keys":
                     ledger = reader.tables[planned.name].ledger
                     drift += drift_lines(ledger, reader.priors.get(planned.name), reader.account.name)
+        message = _message(exit_code, tables, interruption)
+        figures = _figures(self._readers, self._clock.monotonic() - self._started)
+        return self._sum_up(exit_code, tables, figures, drift, message, interruption)
+
+    def _sum_up(
+        self,
+        exit_code: int,
+        tables: Sequence[TableReport],
+        figures: RequestFigures,
+        drift: Iterable[str],
+        message: str,
+        interruption: Interruption,
+    ) -> RunReport:
         return RunReport(
             run_id=self._run_id,
             status="complete" if exit_code == 0 else "interrupted" if interruption.exit_code else "partial",
@@ -664,12 +681,12 @@ class Run:
             lake=self._store.uri,
             started_at=self._started_at.isoformat(),
             finished_at=self._clock.now().isoformat(),
-            seconds=round(seconds, 3),
+            seconds=round(self._clock.monotonic() - self._started, 3),
             tables=tuple(tables),
-            requests=_figures(self._readers, seconds),
+            requests=figures,
             drift=tuple(drift),
-            warnings=tuple(self._warnings),
-            message=_message(exit_code, tables, interruption),
+            warnings=tuple(dict.fromkeys(self._warnings)),
+            message=message,
         )
 
     async def _commit(

@@ -14,7 +14,16 @@ from typing import BinaryIO, Protocol
 
 from extractor.errors import LakeError
 
-__all__ = ("SCRATCH", "Output", "Store", "StoreMissing", "StoredFile", "checked_path", "checked_prefix")
+__all__ = (
+    "SCRATCH",
+    "Output",
+    "Store",
+    "StoreMissing",
+    "StoredFile",
+    "Unclosed",
+    "checked_path",
+    "checked_prefix",
+)
 
 SCRATCH = "_extractor/incoming"
 """The one folder in which a store may keep files that are not complete yet."""
@@ -57,6 +66,36 @@ class Output(Protocol):
 
     def abort(self) -> None:
         """Leave nothing; after `close` this does nothing."""
+
+
+class Unclosed:
+    """An output for Arrow to write to, whose end its owner decides."""
+
+    closed = False
+
+    def __init__(self, output: Output) -> None:
+        self._output = output
+
+    def write(self, content: bytes, /) -> int:
+        return self._output.write(content)
+
+    def tell(self) -> int:
+        return self._output.tell()
+
+    def flush(self) -> None:
+        """What is written is whole when the owner closes it."""
+
+    def writable(self) -> bool:
+        return True
+
+    def readable(self) -> bool:
+        return False
+
+    def seekable(self) -> bool:
+        return False
+
+    def close(self) -> None:
+        """The output is closed by its owner."""
 
 
 class Store(Protocol):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import UTC
@@ -58,6 +58,28 @@ class Change:
     bytes_added: int = 0
     rows_removed: int = 0
     snapshots_removed: int = 0
+
+    @classmethod
+    def of_files(
+        cls,
+        key: TableKey,
+        old: Collection[DataFile],
+        new: Collection[DataFile] = (),
+        *,
+        rows: int = 0,
+        snapshots: int = 0,
+    ) -> Change:
+        """Files that went and came."""
+        return cls(
+            name=key[0],
+            account=key[1],
+            files_removed=len(old),
+            files_added=len(new),
+            bytes_removed=sum(file.size_bytes for file in old),
+            bytes_added=sum(file.size_bytes for file in new),
+            rows_removed=rows,
+            snapshots_removed=snapshots,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -27,7 +27,7 @@ from extractor.batch import (
 from extractor.endpoint import Endpoint
 from extractor.layout import writer_options
 from extractor.schema import TableSchema
-from extractor.store import Output, Store
+from extractor.store import Output, Store, Unclosed
 
 __all__ = (
     "DataFile",
@@ -328,40 +328,22 @@ class OpenFile:
         self._stream.close()
 
 
-class _DigestingSink:
+class _DigestingSink(Unclosed):
     """Passes bytes on to the store and digests them on the way."""
 
-    closed = False
-
     def __init__(self, output: Output) -> None:
-        self._output = output
+        super().__init__(output)
         self._digest = hashlib.sha256()
         self.size_bytes = 0
         self.is_dropped = False
 
-    def write(self, content: bytes) -> int:
+    def write(self, content: bytes, /) -> int:
         self._digest.update(content)
         self.size_bytes += len(content)
-        return len(content) if self.is_dropped else self._output.write(content)
+        return len(content) if self.is_dropped else super().write(content)
 
     def tell(self) -> int:
         return self.size_bytes
-
-    def flush(self) -> None:
-        if not self.is_dropped:
-            self._output.flush()
-
-    def writable(self) -> bool:
-        return True
-
-    def readable(self) -> bool:
-        return False
-
-    def seekable(self) -> bool:
-        return False
-
-    def close(self) -> None:
-        """The output is closed by its owner, when the footer is written."""
 
     def hexdigest(self) -> str:
         return self._digest.hexdigest()

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +10,9 @@ import pytest
 from aiohttp import web
 
 import extractor
-from extractor.config import Config, load_config
+from extractor.config import Config
 from extractor.errors import AuthError, LakeError
+from tests.flow import own
 
 KEY = {"SKYSQL_API_KEY": "k" * 30}
 
@@ -56,7 +55,7 @@ class Site:
     def __init__(self) -> None:
         self.parents = list(range(30))
 
-    def answer(self, request: web.Request) -> web.Response:
+    async def answer(self, request: web.Request) -> web.Response:
         path = request.path
         if path == "/parents":
             return web.json_response([{"id": number} for number in self.parents])
@@ -74,38 +73,9 @@ class Site:
         )
 
 
-@asynccontextmanager
-async def serving(site: Site) -> AsyncIterator[str]:
-    async def handle(request: web.Request) -> web.Response:
-        return site.answer(request)
-
-    app = web.Application()
-    app.router.add_get("/{tail:.*}", handle)
-    runner = web.AppRunner(app)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
-    try:
-        yield f"http://127.0.0.1:{runner.addresses[0][1]}"
-    finally:
-        await runner.cleanup()
-
-
 def configured(folder: Path, url: str, *include: str, **limits: float) -> Config:
-    (folder / "own").mkdir(exist_ok=True)
-    (folder / "own" / "own.toml").write_text(CATALOGUE)
-    return load_config(
-        overrides={
-            "source.base_url": url,
-            "source.builtin": False,
-            "source.catalogs": (str(folder / "own"),),
-            "lake.uri": str(folder / "lake"),
-            "run.include": include,
-            "limits.requests_per_second": 1000,
-            **{f"limits.{name}": value for name, value in limits.items()},
-        },
-        environment={},
-        directory=folder,
-    )
+    more = {f"limits__{name}": value for name, value in limits.items()}
+    return own.configured(folder, url, CATALOGUE, run__include=include, **more)
 
 
 def rows(folder: Path, table: str) -> list[dict[str, Any]]:
@@ -119,7 +89,7 @@ async def test_a_commit_whose_publication_fails_is_whole_and_published_by_the_ne
     (tmp_path / "lake").mkdir()
     blocker = tmp_path / "lake" / "parents"
     blocker.write_text("in the way")
-    async with serving(Site()) as url:
+    async with own.serving(Site().answer) as url:
         config = configured(tmp_path, url, "parents")
 
         with pytest.raises(LakeError, match="is committed"):
@@ -134,7 +104,7 @@ async def test_a_commit_whose_publication_fails_is_whole_and_published_by_the_ne
 
 async def test_children_of_a_parent_that_a_check_holds_back_are_not_published(tmp_path: Path) -> None:
     site = Site()
-    async with serving(site) as url:
+    async with own.serving(site.answer) as url:
         config = configured(tmp_path, url, "parents", "children")
         await extractor.extract(config, environment=KEY)
         site.parents = []
@@ -148,7 +118,7 @@ async def test_children_of_a_parent_that_a_check_holds_back_are_not_published(tm
 
 
 async def test_credentials_that_come_late_in_an_undeclared_column_are_redacted(tmp_path: Path) -> None:
-    async with serving(Site()) as url:
+    async with own.serving(Site().answer) as url:
         report = await extractor.extract(configured(tmp_path, url, "notes"), environment=KEY)
 
     landed = json.dumps([{k: str(v) for k, v in row.items()} for row in rows(tmp_path, "notes")])
@@ -158,7 +128,7 @@ async def test_credentials_that_come_late_in_an_undeclared_column_are_redacted(t
 
 
 async def test_rows_of_many_tables_beyond_the_budget_do_not_stop_the_run(tmp_path: Path) -> None:
-    async with serving(Site()) as url:
+    async with own.serving(Site().answer) as url:
         config = configured(tmp_path, url, "wide_*", "parents", "children", memory_mb=8)
         report = await extractor.extract(config, environment=KEY)
 
@@ -169,7 +139,7 @@ async def test_rows_of_many_tables_beyond_the_budget_do_not_stop_the_run(tmp_pat
 
 
 async def test_a_stream_can_be_left_and_taken_again_and_raises_what_it_says(tmp_path: Path) -> None:
-    async with serving(Site()) as url:
+    async with own.serving(Site().answer) as url:
         config = configured(tmp_path, url, "parents")
         for _ in range(2):
             async for batch in extractor.stream("parents", config, environment=KEY):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,9 +9,10 @@ from typing import Any
 from aiohttp import web
 
 import extractor
-from extractor.config import Config, load_config
+from extractor.config import Config
 from extractor.pipeline import Interruption, extract
 from extractor.report import RunReport
+from tests.flow import own
 
 KEY = {"SKYSQL_API_KEY": "k" * 30}
 CATALOGUE = """
@@ -60,7 +59,7 @@ class Site:
     stops_at: int = 0
     interruption: Interruption | None = None
 
-    def answer(self, request: web.Request) -> web.Response:
+    async def answer(self, request: web.Request) -> web.Response:
         self.asked.append(request.path_qs)
         if len(self.asked) == self.stops_at and self.interruption is not None:
             self.interruption.set(143, "stopped")
@@ -83,38 +82,9 @@ class Site:
         return sum(path in (f"/{table}", f"/{table}?offset=0&limit=2") for path in self.asked)
 
 
-@asynccontextmanager
-async def serving(site: Site) -> AsyncIterator[str]:
-    async def handle(request: web.Request) -> web.Response:
-        return site.answer(request)
-
-    app = web.Application()
-    app.router.add_get("/{tail:.*}", handle)
-    runner = web.AppRunner(app)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
-    try:
-        yield f"http://127.0.0.1:{runner.addresses[0][1]}"
-    finally:
-        await runner.cleanup()
-
-
 def configured(folder: Path, url: str, *include: str, **more: object) -> Config:
-    (folder / "own").mkdir(exist_ok=True)
-    (folder / "own" / "own.toml").write_text(CATALOGUE)
-    return load_config(
-        overrides={
-            "source.base_url": url,
-            "source.builtin": False,
-            "source.catalogs": (str(folder / "own"),),
-            "lake.uri": str(folder / "lake"),
-            "run.include": include,
-            "limits.requests_per_second": 1000,
-            "limits.concurrency": 1,
-            **{name.replace("__", "."): value for name, value in more.items()},
-        },
-        environment={},
-        directory=folder,
+    return own.configured(
+        folder, url, CATALOGUE, **{"run__include": include, "limits__concurrency": 1, **more}
     )
 
 
@@ -141,7 +111,7 @@ def statuses(report: RunReport) -> dict[str, str]:
 
 async def test_chains_go_on_at_their_next_page_and_committed_tables_are_not_asked_for(tmp_path: Path) -> None:
     site = Site()
-    async with serving(site) as url:
+    async with own.serving(site.answer) as url:
         config = configured(tmp_path, url, "long", "other", "short")
         first = await stopped(site, config, at=7)
         assert ids(tmp_path, "short", "id") == [1]
@@ -162,7 +132,7 @@ async def test_chains_go_on_at_their_next_page_and_committed_tables_are_not_aske
 
 async def test_a_run_may_be_stopped_again_and_again(tmp_path: Path) -> None:
     site = Site()
-    async with serving(site) as url:
+    async with own.serving(site.answer) as url:
         config = configured(tmp_path, url, "long", "below")
         runs = [(await stopped(site, config, at=3)).run_id for _ in range(3)]
         last = await run(config)
@@ -175,7 +145,7 @@ async def test_a_run_may_be_stopped_again_and_again(tmp_path: Path) -> None:
 
 async def test_a_token_that_is_refused_begins_that_chain_anew_and_no_other(tmp_path: Path) -> None:
     site = Site()
-    async with serving(site) as url:
+    async with own.serving(site.answer) as url:
         config = configured(tmp_path, url, "long", "numbered")
         first = await stopped(site, config, at=6)
         site.tokens = "b"
@@ -192,7 +162,7 @@ async def test_a_token_that_is_refused_begins_that_chain_anew_and_no_other(tmp_p
 
 async def test_rows_that_moved_between_numbered_pages_meanwhile_are_seen(tmp_path: Path) -> None:
     site = Site()
-    async with serving(site) as url:
+    async with own.serving(site.answer) as url:
         config = configured(tmp_path, url, "numbered")
         await stopped(site, config, at=3)
         site.rows["numbered"].remove(0)
@@ -205,7 +175,7 @@ async def test_rows_that_moved_between_numbered_pages_meanwhile_are_seen(tmp_pat
 
 async def test_a_table_that_another_run_has_committed_is_read_afresh(tmp_path: Path) -> None:
     site = Site()
-    async with serving(site) as url:
+    async with own.serving(site.answer) as url:
         config = configured(tmp_path, url, "long", "other")
         first = await stopped(site, config, at=7)
         between = await run(configured(tmp_path, url, "long"))
@@ -222,7 +192,7 @@ async def test_a_table_that_another_run_has_committed_is_read_afresh(tmp_path: P
 
 async def test_a_run_of_another_configuration_does_not_take_it_up_and_leaves_it(tmp_path: Path) -> None:
     site = Site()
-    async with serving(site) as url:
+    async with own.serving(site.answer) as url:
         config = configured(tmp_path, url, "long", "other")
         first = await stopped(site, config, at=5)
         another = await run(configured(tmp_path, url, "other"))
@@ -234,7 +204,7 @@ async def test_a_run_of_another_configuration_does_not_take_it_up_and_leaves_it(
 
 async def test_a_run_that_is_too_old_is_not_taken_up_and_removed(tmp_path: Path) -> None:
     site = Site()
-    async with serving(site) as url:
+    async with own.serving(site.answer) as url:
         first = await stopped(site, configured(tmp_path, url, "long"), at=3)
         second = await run(configured(tmp_path, url, "long", limits__resume_seconds=1e-9))
 
@@ -245,7 +215,7 @@ async def test_a_run_that_is_too_old_is_not_taken_up_and_removed(tmp_path: Path)
 
 async def test_the_journal_holds_no_key_and_of_headers_only_the_page_token(tmp_path: Path) -> None:
     site = Site()
-    async with serving(site) as url:
+    async with own.serving(site.answer) as url:
         await stopped(site, configured(tmp_path, url, "long"), at=3)
 
     content = b"".join(path.read_bytes() for path in tmp_path.rglob("journal/*"))  # noqa: ASYNC240

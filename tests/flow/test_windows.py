@@ -17,10 +17,10 @@ from aiohttp import web
 
 import extractor
 from extractor.commit import CommitLog
-from extractor.config import load_config
 from extractor.pipeline import World
 from extractor.report import RunReport
 from extractor.stores import open_store
+from tests.flow import own
 from tests.nights.play import KEY, NightClock
 
 NOON = datetime(2026, 11, 22, 12, tzinfo=UTC)
@@ -174,34 +174,17 @@ class Site:
 
 @asynccontextmanager
 async def serving(site: Site) -> AsyncIterator[str]:
-    app = web.Application()
-    app.router.add_get("/{tail:.*}", site.answer)
-    runner = web.AppRunner(app)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
-    try:
-        yield f"http://127.0.0.1:{runner.addresses[0][1]}"
-    finally:
-        site.may_answer.set()
-        await runner.cleanup()
+    async with own.serving(site.answer) as url:
+        try:
+            yield url
+        finally:
+            site.may_answer.set()
 
 
 async def run(url: str, folder: Path, *include: str, at: datetime = NOON, **overrides: object) -> RunReport:
-    (folder / "own").mkdir(exist_ok=True)
-    (folder / "own" / "own.toml").write_text(CATALOGUE)
-    config = load_config(
-        overrides={
-            "source.base_url": url,
-            "source.builtin": False,
-            "source.catalogs": (str(folder / "own"),),
-            "lake.uri": str(folder / "lake"),
-            "run.include": include or ("events",),
-            "run.since": "4d",
-            "limits.requests_per_second": 1000,
-            **overrides,
-        },
-        environment={},
-        directory=folder,
+    settings = {"run.include": include or ("events",), "run.since": "4d", **overrides}
+    config = own.configured(
+        folder, url, CATALOGUE, **{name.replace(".", "__"): value for name, value in settings.items()}
     )
     world = World(clock=NightClock(at), chance=lambda: 0.5, environment=KEY)
     return await extractor.extract(config, environment=KEY, world=world)
