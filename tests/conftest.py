@@ -60,17 +60,10 @@ def answers(monkeypatch: pytest.MonkeyPatch) -> Iterator[aioresponses.aiorespons
         yield started
 
 
-# Long ones: whole runs killed, filled, merged and searched. `make test-long` runs them, too.
-_LONG = (
-    *("flow/test_kills.py", "flow/test_canaries.py", "flow/test_disk.py", "flow/test_past.py"),
-    *("flow/test_backfill.py", "flow/test_nights.py", "unit/test_compaction.py", "unit/test_fold.py"),
-)
-
-
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Leave the long tests out unless they are asked for."""
+    """Leave the tests that are marked `long` out unless they are asked for."""
     if os.environ.get("SKYSQL_EXTRACTOR_TEST_LONG") == "1":
         return
     for item in items:
-        if item.path.as_posix().endswith(_LONG):
+        if item.get_closest_marker("long"):
             item.add_marker(pytest.mark.skip(reason="long; `make test-long` runs it"))

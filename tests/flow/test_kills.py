@@ -76,6 +76,7 @@ def test_a_killed_run_goes_on_and_asks_again_for_next_to_nothing(busy: Any, tmp_
     assert not list((tmp_path / "lake" / "_extractor" / "staging").glob("*"))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_what_was_stopped_commits_what_is_complete_and_the_next_run_reads_only_the_rest(
     number: signal.Signals, busy: Any, tmp_path: Path
@@ -108,6 +109,7 @@ def test_what_was_stopped_commits_what_is_complete_and_the_next_run_reads_only_t
     assert log_of(lake).table("services", as_of=first.run_id).to_arrow().num_rows == 20
 
 
+@pytest.mark.long
 def test_a_nightly_run_that_its_deadline_always_cuts_is_whole_after_some_nights(
     busy: Any, tmp_path: Path
 ) -> None:

@@ -139,6 +139,7 @@ def test_what_comes_later_is_merged_with_what_was_merged_before(lake: SmallLake)
     assert {run: lake.ids("metrics", run) for run in before} == before
 
 
+@pytest.mark.long
 def test_files_of_the_target_size_are_left_alone_and_made(tmp_path: Path, watch: Watch) -> None:
     lake = small_lake(MemoryStore(clock=watch.now), tmp_path, watch, **{"parquet.compression": "none"})
     for number in range(6):
@@ -309,6 +310,7 @@ def test_a_reader_that_holds_an_older_entry_keeps_working_for_the_grace_period(l
 # A crash anywhere.
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("keep_unsynced", [False, True])
 def test_a_crash_at_any_step_loses_nothing_and_the_next_verb_ends_it(
     keep_unsynced: bool, tmp_path: Path
