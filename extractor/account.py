@@ -453,8 +453,7 @@ class AccountRun:
             table.waiting.clear()
             table.is_dormant = False
         self._replay_following(table, request, following, answer)
-        table.ledger.pages += 1
-        table.ledger.rows += answer.rows
+        table.ledger.count_page(answer.rows)
         if rows is not None:
             self._add_children(table, rows, request.window)
         self._observer(PageStored(table=request.table, account=self.name, rows=answer.rows))

@@ -27,7 +27,7 @@ from extractor.errors import ConfigError, LakeError
 from extractor.events import Observer, RunFinished, RunStarted, ignore
 from extractor.pipeline import Run, WriterSink
 from extractor.plan import Span, TablePlan, make_plan, plan_windows
-from extractor.reader import Interruption, Setup, World, find_accounts
+from extractor.reader import Interruption, Setup, World, prepared
 from extractor.report import RequestFigures, RunReport, TableReport, exit_code_of
 from extractor.settle import BACKFILL_STATE, Settled
 from extractor.stores import open_store
@@ -115,8 +115,7 @@ def _set_up(name: str, config: Config, key_file: str, world: World) -> tuple[Set
     chosen = make_plan(endpoints, config).written
     below = [table.name for table in chosen if source_of(table.endpoint, tables) is tables[name]]
     plan = make_plan(endpoints, _with_run(config, include=(name, *below), exclude=(), tags=()))
-    accounts = find_accounts(config, key_file, world.environment)
-    return Setup(config=config, plan=plan, accounts=accounts), above.endpoint
+    return prepared(config, plan, endpoints, key_file, world), above.endpoint
 
 
 def _with_run(config: Config, **changes: object) -> Config:
@@ -225,7 +224,12 @@ class _Backfill(Run):
                     # Rows were written by columns that are no longer the table's.
                     await self._discard()
                     continue
-                return await self._settle_and_commit(newest, leases, interruption, spans, is_last)
+                async with anyio.create_task_group() as beats:
+                    beats.start_soon(self._beat, leases)
+                    try:
+                        return await self._settle_and_commit(newest, leases, interruption, spans, is_last)
+                    finally:
+                        beats.cancel_scope.cancel()
             finally:
                 await self._executor.run(leases.release)
 
@@ -288,25 +292,38 @@ class _Backfill(Run):
 
     def _with_progress(self, settled: Sequence[Settled], spans: Sequence[Span]) -> list[Settled]:
         """The updates, each saying which windows are done of all tables; nothing any more once all are."""
+        done = {
+            (item.report.name, item.report.account): self._windows_done(item, settled, spans)
+            for item in settled
+            if item.update is not None
+        }
+        # Of several accounts all must be done: what is left is what one of them lacks.
+        are_all = len(done) == len(settled) and all(
+            len(labels) == len(self._spans) for labels in done.values()
+        )
         marked: list[Settled] = []
         for item in settled:
             if item.update is None:
                 marked.append(item)
                 continue
-            account = item.report.account
-            of_account = [other for other in settled if other.report.account == account]
-            whole = frozenset(span.label for span in spans)
-            for other in of_account:
-                whole &= self._whole_windows(other, account)
             before = item.update.state.state
-            known = before.get(self._state_key)
-            done = sorted({*(known if isinstance(known, list) else ()), *whole})
             state = {key: value for key, value in before.items() if key != self._state_key}
-            if len(done) < len(self._spans):
-                state[self._state_key] = done
+            if not are_all:
+                state[self._state_key] = done[item.report.name, item.report.account]
             update = replace(item.update, state=replace(item.update.state, state=state))
             marked.append(replace(item, update=update))
         return marked
+
+    def _windows_done(self, item: Settled, settled: Sequence[Settled], spans: Sequence[Span]) -> list[str]:
+        """The windows that are done of all tables of the account of `item`, now or in steps before."""
+        assert item.update is not None
+        account = item.report.account
+        whole = frozenset(span.label for span in spans)
+        for other in settled:
+            if other.report.account == account:
+                whole &= self._whole_windows(other, account)
+        known = item.update.state.state.get(self._state_key)
+        return sorted({*(known if isinstance(known, list) else ()), *whole})
 
     def _whole_windows(self, item: Settled, account: str) -> frozenset[str]:
         reader = next(reader for reader in self._readers if reader.account.name == account)
@@ -342,13 +359,15 @@ class _Backfill(Run):
         exit_code = interruption.exit_code or exit_code_of(tables)
         faults = [table for table in tables if table.status not in ("complete", "absent", "skipped")]
         message = f"{faults[0].name}: {faults[0].status}: {faults[0].reason}" if faults else ""
-        return self._sum_up(
-            exit_code,
-            tables,
-            _sum_figures(self._figures),
-            self._drift,
-            interruption.reason if interruption.exit_code else message,
-            interruption,
+        return self._secrets.report(
+            self._sum_up(
+                exit_code,
+                tables,
+                _sum_figures(self._figures),
+                self._drift,
+                interruption.reason if interruption.exit_code else message,
+                interruption,
+            )
         )
 
 

@@ -60,6 +60,7 @@ __all__ = (
     "Update",
     "clean_orphans",
     "commit",
+    "is_waiting",
     "live_runs",
     "old_path",
     "publish",
@@ -211,6 +212,7 @@ def commit(
     written = _write_states(store, log, run_id, updates)
     replacements = ""
     if replaced:
+        _check_staged(store, run_id, rewritten)
         replacements = _write_replaced(log, replaced, [*rewritten, *_files_of(updates)], grace_seconds)
         # So that there is something in staging for as long as this is to be published.
         store.put(staged_path(run_id, _marker(replacements)), b"{}\n")
@@ -258,7 +260,7 @@ def publish(store: Store, log: CommitLog, entry: LogEntry, *, beat: Callable[[],
     After the last entry of a run its staging is removed. Sometimes old entries are folded in passing.
     """
     moved = 0
-    if entry.replaced and _is_waiting(store, entry):
+    if entry.replaced and is_waiting(store, entry):
         moved += _publish_replaced(store, log, entry, beat)
     staged = _staged(store, entry.run_id)
     if staged:
@@ -316,7 +318,7 @@ def clean_orphans(
         if run_id in live_runs or (now - modified_at).total_seconds() < resume_seconds:
             continue
         entries = [log.read(sequence) for sequence in publishing.get(run_id, ())]
-        if any(entry.replaced and _is_waiting(store, entry) for entry in entries):
+        if any(entry.replaced and is_waiting(store, entry) for entry in entries):
             continue  # it takes the lease of its tables to finish those
         for entry in entries:
             publish(store, log, entry)
@@ -737,6 +739,21 @@ def _write_states(store: Store, log: CommitLog, run_id: str, updates: Sequence[U
     return _Written(references=references, expected=expected)
 
 
+def _check_staged(store: Store, run_id: str, files: Iterable[DataFile]) -> None:
+    """Raises: LakeError if one of them is not staged as it was written."""
+    for file in files:
+        found = store.stat(staged_path(run_id, file.path)) or store.stat(file.path)
+        if found is None or found.size_bytes != file.size_bytes:
+            raise _not_staged(store, run_id, file.path)
+
+
+def _not_staged(store: Store, run_id: str, path: str) -> LakeError:
+    return LakeError(
+        f"cannot commit to lake {store.uri}: {path} of run {run_id} is not staged as it was written; "
+        "nothing was committed, run again"
+    )
+
+
 def _write_state(
     store: Store, log: CommitLog, run_id: str, update: Update, staged: Mapping[str, StoredFile]
 ) -> TableRef:
@@ -758,10 +775,7 @@ def _write_state(
     for path in sorted(new):
         found = staged.get(path) or store.stat(path)
         if found is None or found.size_bytes != sizes[path]:
-            raise LakeError(
-                f"cannot commit to lake {store.uri}: {path} of run {run_id} is not staged as it was written; "
-                "nothing was committed, run again"
-            )
+            raise _not_staged(store, run_id, path)
     for part, pieces in ((before.get("files"), file_list), (before.get("state"), state_list)):
         _write_pieces(log, part, pieces)
     columns = encoded({"columns": state.columns})
@@ -927,7 +941,7 @@ def _marker(replaced: str) -> str:
     return f"replaced/{replaced}"
 
 
-def _is_waiting(store: Store, entry: LogEntry) -> bool:
+def is_waiting(store: Store, entry: LogEntry) -> bool:
     """True while files that the entry replaced are still in their places."""
     return store.exists(staged_path(entry.run_id, _marker(entry.replaced)))
 
@@ -941,7 +955,7 @@ def _tables_of(paths: Iterable[str]) -> frozenset[TableKey]:
 
 
 def _may_publish(store: Store, log: CommitLog, entry: LogEntry, leases: Leases | None) -> bool:
-    if not entry.replaced or not _is_waiting(store, entry):
+    if not entry.replaced or not is_waiting(store, entry):
         return True
     return leases is not None and leases.tables >= _tables_of(log.replacements(entry))
 

@@ -57,7 +57,7 @@ def erase(
     if not keys:
         raise ConfigError(f"--rows {table}: give the name of one table")
     eraser = _Eraser(up, where)
-    with up.at_work():
+    with up.at_work(is_dry_run=is_dry_run):
         for key in keys:
             eraser.erase(key, entry, is_dry_run=is_dry_run)
         if not eraser.columns.issuperset(where):

@@ -55,7 +55,7 @@ def expire(
     if events and age is not None:
         _check_lookback(config, {name for name, _ in events}, age, str(older_than))
     found = snapshots(up.log, entry, [key for key in chosen if key not in events])
-    with up.at_work():
+    with up.at_work(is_dry_run=is_dry_run):
         for key in chosen:
             dropped = _dropped(found.get(key, []), keep_last, before)
             if key in events and before is not None:
@@ -89,6 +89,9 @@ def _drop_snapshots(
         return
     with up.held(key) as leases:
         entry = up.lake.entry()
+        # Of a repaired table an earlier snapshot may be the current one again.
+        for file in up.log.state_of(entry, *key).files:
+            files.pop(file.path, None)
         for later in up.log.backwards(entry):
             if later.sequence <= planned.sequence:
                 break

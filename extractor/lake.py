@@ -264,13 +264,30 @@ class Lake:
         followed = states
         for later in merges:
             replacements = self.log.replacements(later)
-            followed = [_replaced(self.log, later, replacements, state) for state in followed]
+            followed = [
+                self._without_dropped(_replaced(self.log, later, replacements, state), later, replacements)
+                for state in followed
+            ]
         committed_runs = None
         if followed != states and any(is_event_file(file) for state in followed for file in state.files):
             # A merged file also holds rows that came later.
             committed_runs = frozenset(earlier.run_id for earlier in self.log.backwards(entry))
         publishing = tuple(dict.fromkeys(run_id for found in (entry, *merges) for run_id in found.publishing))
         return LakeTable(self, name, entry, tuple(followed), committed_runs, publishing)
+
+    def _without_dropped(
+        self, state: TableState, later: LogEntry, replacements: Mapping[str, tuple[str, ...]]
+    ) -> TableState:
+        """The state without the days of events that a later entry dropped, once their grace period is over."""
+        gone = {
+            file.path
+            for file in state.files
+            if is_event_file(file)
+            and replacements.get(file.path) == ()
+            and not any(map(self.store.exists, places(file.path, later.publishing)))
+        }
+        kept = tuple(file for file in state.files if file.path not in gone)
+        return replace(state, files=kept) if gone else state
 
     def _missing(self, path: str, entry: LogEntry) -> LakeError:
         run_id = self._newest_whole_run(entry)

@@ -85,8 +85,6 @@ __all__ = ("Interruption", "Run", "World", "WriterSink", "extract")
 
 _BUSY_SECONDS = 0.2
 
-_BUSY_SECONDS = 0.2
-
 
 async def extract(
     config: Config,
@@ -588,6 +586,7 @@ class Run:
             accepted=self._accepted,
             standing=standing,
             place_of=lambda path: lake.locate(path, entry) if entry is not None else path,
+            is_there=self._store.exists,
         )
         return hold_back_dangling(self._store, settled, referring)
 

@@ -30,6 +30,7 @@ from extractor.commit import (
 )
 from extractor.conceal import Secrets
 from extractor.config import Account, Config, KeySources, SecretText, find_key, nearest_name
+from extractor.endpoint import Endpoint
 from extractor.errors import (
     AuthError,
     ConfigError,
@@ -127,7 +128,14 @@ def set_up(config: Config, key_file: str, world: World, accept: Sequence[str]) -
             raise ConfigError(
                 f"--accept {name}: no such table{nearest_name(name, set(catalog.endpoints), '')}"
             )
-    check_names(config, catalog.endpoints)
+    return prepared(config, plan, catalog.endpoints, key_file, world)
+
+
+def prepared(
+    config: Config, plan: Plan, endpoints: Mapping[str, Endpoint], key_file: str, world: World
+) -> Setup:
+    """The plan with the accounts to read it for; their keys are what nobody may see from here on."""
+    check_names(config, endpoints)
     accounts = find_accounts(config, key_file, world.environment)
     for _, key in accounts:
         world.secrets.add(key.reveal())

@@ -33,6 +33,8 @@ class Referring:
     """What the lake has of a table and account."""
     place_of: Callable[[str], str]
     """Where in the store a file of the lake is."""
+    is_there: Callable[[str], bool]
+    """Whether the store has a file."""
 
 
 def hold_back_dangling(store: Store, settled: Sequence[Settled], referring: Referring) -> list[Settled]:
@@ -114,9 +116,10 @@ def _is_of(file: DataFile, run_id: str) -> bool:
 
 
 def _place(file: DataFile, referring: Referring) -> str:
-    if _is_of(file, referring.run_id):
-        return staged_path(referring.run_id, file.path)
-    return referring.place_of(file.path)
+    staged = staged_path(referring.run_id, file.path)
+    # A run that commits more than once has published what it committed before.
+    is_staged = _is_of(file, referring.run_id) and referring.is_there(staged)
+    return staged if is_staged else referring.place_of(file.path)
 
 
 def _held(item: Settled, reason: str) -> Settled:

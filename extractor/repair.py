@@ -312,6 +312,24 @@ def _carry_out(
     clock: Clock,
     leases: Leases,
 ) -> Repair:
+    beaten = clock.monotonic()
+    moved: dict[str, str] = {}
+    for found in findings:
+        if clock.monotonic() - beaten > leases.heartbeat_seconds:
+            leases.beat()
+            beaten = clock.monotonic()
+        aside = f"{ASIDE}/{run_id}/{found.path}"
+        for place in places(found.path, newest.publishing):
+            try:
+                # What an entry names stays until that is no longer so: nothing may be lost in between.
+                if found.path in plan.removed:
+                    store.copy_files([(place, aside)])
+                else:
+                    store.move(place, aside)
+            except StoreMissing:
+                continue
+            moved[found.path] = aside
+            break
     entry: LogEntry | None = None
     if plan.removed:
         entry = commit(
@@ -327,20 +345,5 @@ def _carry_out(
             status="repaired",
             replaced=dict.fromkeys(plan.removed, ()),
         )
-    moved: dict[str, str] = {}
-    beaten = clock.monotonic()
-    for found in findings:
-        if clock.monotonic() - beaten > leases.heartbeat_seconds:
-            leases.beat()
-            beaten = clock.monotonic()
-        aside = f"{ASIDE}/{run_id}/{found.path}"
-        for place in places(found.path, newest.publishing):
-            try:
-                store.move(place, aside)
-            except StoreMissing:
-                continue
-            moved[found.path] = aside
-            break
-    if entry is not None:
         publish(store, log, entry)
     return Repair(run_id=run_id if entry is not None else "", moved=moved, lost=plan.lost)

@@ -12,6 +12,7 @@ from datetime import datetime, timedelta
 from functools import partial
 from hashlib import blake2b
 
+import msgspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -228,7 +229,9 @@ def _failed_checks(store: Store, reading: Reading, unique: Uniqueness) -> Iterat
         columns={field.source: field.name for field in reading.schema.live},
         standing=partial(_standing, reading),
     )
-    yield from nulls_and_ages(store, subject, checks, reading.moment)
+    # What a backfill reads is old.
+    ages = {} if reading.is_backfill else checks.max_age
+    yield from nulls_and_ages(store, subject, msgspec.structs.replace(checks, max_age=ages), reading.moment)
 
 
 def _fallen(reading: Reading, unique: Uniqueness) -> Iterator[str]:

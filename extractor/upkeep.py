@@ -6,9 +6,10 @@ One call is one run of the log, with an entry for each table that it changed.
 from __future__ import annotations
 
 import secrets
+import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from datetime import UTC
 from fnmatch import fnmatchcase
@@ -153,21 +154,52 @@ class Upkeep:
         self.paths.extend(paths)
 
     @contextmanager
-    def at_work(self) -> Iterator[None]:
-        """Leave nothing in staging but what is committed and not published."""
-        self.store.check_writable()
-        try:
+    def at_work(self, *, is_dry_run: bool = False) -> Iterator[None]:
+        """Leave nothing in staging but what is committed and not published, and let nobody else remove it."""
+        if is_dry_run:
             yield
+            return
+        self.store.check_writable()
+        # Holds no table, but says that what is staged is wanted.
+        sign_of_life = self._leases(())
+        sign_of_life.acquire()
+        try:
+            with self._beating(sign_of_life):
+                yield
         except BaseException:
             if not self._is_committed:
                 self.store.delete_folder(f"{_STAGING}/{self.run_id}")
             raise
-        self.store.delete_folder(f"{_STAGING}/{self.run_id}")
+        else:
+            self.store.delete_folder(f"{_STAGING}/{self.run_id}")
+        finally:
+            sign_of_life.release()
+
+    def _leases(self, tables: Iterable[TableKey]) -> Leases:
+        return Leases(self.store, run_id=self.run_id, clock=self.clock, tables=tables, is_brief=True)
+
+    @contextmanager
+    def _beating(self, leases: Leases) -> Iterator[None]:
+        """Say again and again that the holder lives."""
+        ended = threading.Event()
+
+        def beat() -> None:
+            while not ended.wait(leases.heartbeat_seconds):
+                with suppress(LakeError):  # who holds it will notice
+                    leases.beat()
+
+        thread = threading.Thread(target=beat, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
 
     @contextmanager
     def held(self, key: TableKey) -> Iterator[Leases]:
         """The right to change one table, once nobody else has it; what was cut off before is finished first."""
-        leases = Leases(self.store, run_id=self.run_id, clock=self.clock, tables=[key], is_brief=True)
+        leases = self._leases([key])
         waited = 0.0
         while True:
             try:
@@ -179,8 +211,9 @@ class Upkeep:
             self._pause(_BUSY_SECONDS)
             waited += _BUSY_SECONDS
         try:
-            roll_forward(self.store, self.log, leases)
-            yield leases
+            with self._beating(leases):
+                roll_forward(self.store, self.log, leases)
+                yield leases
         finally:
             leases.release()
 

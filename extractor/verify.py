@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from hashlib import sha256
 from typing import IO, TYPE_CHECKING, Literal
 
-from extractor.commit import CommitLog, LogEntry, TableState
+from extractor.commit import CommitLog, LogEntry, TableState, is_waiting
 from extractor.places import open_data_file
 from extractor.store import Store, StoreMissing
 
@@ -104,8 +104,12 @@ def verify(
     ]
     named = known.files.keys() | known.replaced.keys() | known.rewritten.keys()
     for path in sorted(listed - named):
-        table = path.partition("/")[0]
-        findings.append(Finding(kind="extra", path=path, table=table, detail="no entry of the log names it"))
+        findings.append(_extra(path, "no entry of the log names it"))
+    back = sorted(listed & known.replaced.keys())
+    findings += [
+        _extra(path, "it was merged or dropped, and is back in its place")
+        for path in _settled(store, log, back)
+    ]
     return VerifyReport(
         lake=store.uri,
         run_id="" if everything else entry.run_id,
@@ -115,6 +119,21 @@ def verify(
         findings=tuple(sorted(findings, key=lambda found: (found.path, found.kind))),
         dropped=dropped,
     )
+
+
+def _extra(path: str, detail: str) -> Finding:
+    return Finding(kind="extra", path=path, table=path.partition("/")[0], detail=detail)
+
+
+def _settled(store: Store, log: CommitLog, paths: Sequence[str]) -> list[str]:
+    """Those of the paths of replaced files that do not wait to be taken away, and are still there."""
+    if not paths:
+        return []
+    waiting: set[str] = set()
+    for entry in log.backwards():
+        if entry.replaced and is_waiting(store, entry):
+            waiting.update(log.replacements(entry))
+    return [path for path in paths if path not in waiting and store.exists(path)]
 
 
 def check_files(

@@ -107,9 +107,12 @@ def advance(
     if not window.step:
         is_done = all(span.label in complete for span in spans)
         return Progress(done_until=horizon) if spans and is_done else before
-    holes = set(before.holes) - {_day(span) for span in spans}
+    holes = {hole for hole in before.holes if not any(_holds(span, hole) for span in spans)}
+    known = set(before.holes) - holes
     done_until = before.done_until
     for span in spans:
+        if span.label not in complete and any(_holds(span, hole) for hole in known):
+            holes.add(_day(span))  # whatever the clock says now
         if not span.is_closed_at(horizon) or span.end is None:
             continue
         if span.label not in complete:
@@ -118,6 +121,12 @@ def advance(
     if done_until is None and spans:
         done_until = spans[0].start
     return Progress(done_until=done_until, holes=tuple(sorted(holes)))
+
+
+def _holds(span: Span, hole: str) -> bool:
+    """Whether a hole, which may be any day of its window, was read with the span."""
+    day = datetime.fromisoformat(hole).replace(tzinfo=UTC)
+    return span.start <= day and (span.end is None or day < span.end)
 
 
 def _day(span: Span) -> str:

@@ -28,6 +28,7 @@ HISTORY, CHANGES = "_history", "_changes"
 
 _ATTEMPTS = 3
 _WORD = re.compile(r"[^\W\d]\w*")
+_QUERY = re.compile(r"\s*(\(|(pivot|unpivot|from|select)\b)", re.IGNORECASE)
 # Of such a query nobody can tell which tables it will show.
 _LISTS = frozenset(
     {"show", "information_schema", "duckdb_tables", "duckdb_views", "duckdb_columns", "pg_catalog"}
@@ -84,8 +85,10 @@ def _run(connection: duckdb.DuckDBPyConnection, text: str) -> pa.Table:
     kinds = duckdb.StatementType
     kind = statements[0].type
     is_analyzed = re.search(r"\banaly[sz]e\b", text, re.IGNORECASE) is not None
-    # PIVOT counts as several statements. An analysed statement is carried out, whatever it is.
-    if kind not in (kinds.SELECT, kinds.EXPLAIN, kinds.MULTI) or (kind == kinds.EXPLAIN and is_analyzed):
+    # An analysed statement is carried out, whatever it is.
+    # One that holds a PIVOT may be anything: it is told by its first word.
+    is_query = kind in (kinds.SELECT, kinds.EXPLAIN) or (kind == kinds.MULTI and _QUERY.match(text))
+    if not is_query or (kind == kinds.EXPLAIN and is_analyzed):
         raise ConfigError("only queries can be run: a lake is changed by runs alone")
     found = connection.sql(text)
     if found is None:
