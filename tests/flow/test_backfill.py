@@ -110,6 +110,15 @@ async def test_a_backfill_beside_runs_adds_every_row_once_and_leaves_their_curso
             assert not await truth(site, name, since=NOW - timedelta(days=5)) - set(found), name
 
 
+async def test_the_key_is_known_as_a_secret_before_anything_is_asked(tmp_path: Path) -> None:
+    async with account() as site:
+        world = World(clock=NightClock(NOW), chance=lambda: 0.5, environment=KEY)
+        config = configured(site.url, tmp_path / "lake")
+        await backfill("notifications", config, start=NOW - timedelta(days=1), end=NOW, world=world)
+
+    assert KEY["SKYSQL_API_KEY"] not in world.secrets.text(f"it said {KEY['SKYSQL_API_KEY']}")
+
+
 async def test_a_backfill_that_was_cut_off_goes_on_with_the_windows_that_are_left(tmp_path: Path) -> None:
     lake = tmp_path / "lake"
     async with account() as site:

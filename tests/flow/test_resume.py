@@ -70,6 +70,8 @@ class Site:
         if table == "numbered":
             offset = int(request.query["offset"])
             return web.json_response([{"id": row} for row in rows[offset : offset + 2]])
+        if table == "short":
+            return web.json_response([{"id": row} for row in rows])
         prefix, _, after = request.query.get("t", f"{self.tokens}:-1").partition(":")
         if prefix != self.tokens:
             return web.json_response({"error": "no such token"}, status=400)
@@ -128,6 +130,20 @@ async def test_chains_go_on_at_their_next_page_and_committed_tables_are_not_aske
     moments = extractor.Lake(str(tmp_path / "lake")).table("long").to_arrow().column("_snapshot_at").unique()
     assert [moment.isoformat() for moment in moments.to_pylist()] == [first.started_at]
     assert list((tmp_path / "lake" / "_extractor" / "staging").iterdir()) == []
+
+
+async def test_references_are_looked_up_in_what_was_committed_before_the_stop(tmp_path: Path) -> None:
+    (tmp_path / "skysql-extract.toml").write_text("[checks.long.references]\nid = 'short.id'\n")
+    site = Site()
+    site.rows["short"] = list(range(12))
+    async with own.serving(site.answer) as url:
+        config = configured(tmp_path, url, "short", "long")
+        first = await stopped(site, config, at=4)
+        second = await run(config)
+
+    assert statuses(first)["short"] == "complete" != statuses(first)["long"]
+    assert (first.run_id, second.exit_code) == (second.run_id, 0)
+    assert ids(tmp_path, "long") == list(range(12))
 
 
 async def test_a_run_may_be_stopped_again_and_again(tmp_path: Path) -> None:

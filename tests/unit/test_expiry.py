@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from extractor.commit import CommitLog, Leases, clean_orphans, roll_forward
+from extractor.commit import CommitLog, Leases, clean_orphans, live_runs, roll_forward, staged_path
 from extractor.compaction import compact
 from extractor.errors import ConfigError, LakeError
 from extractor.expiry import expire
@@ -99,8 +99,31 @@ def test_days_of_event_tables_go_only_where_the_table_is_named(lake: SmallLake) 
         ("notices", 3, 3)
     ]
     assert lake.lake.entry().tables["notices", "default"].rows == 2
+    assert lake.ids("notices", "r4") == ["n0", "n1", "n2", "n3", "n4"]
     expire(lake.config, ["notices"], keep_last=1, upkeep=lake.upkeep("expire"))
     assert lake.ids("notices") == ["n3", "n4"]
+
+
+def test_what_was_lacks_the_days_that_are_gone_once_their_grace_is_over(lake: SmallLake) -> None:
+    fill(lake)
+    lake.watch.moment = lake.watch.moment.replace(day=25)
+
+    expire(lake.config, ["notices"], older_than="7d", upkeep=lake.upkeep("expire", grace_seconds=0))
+
+    assert lake.ids("notices", "r4") == lake.ids("notices") == ["n3", "n4"]
+
+
+def test_what_is_staged_is_left_alone_as_long_as_the_verb_lives(lake: SmallLake) -> None:
+    up = lake.upkeep()
+    path = staged_path(up.run_id, "metrics/new.parquet")
+    with up.at_work():
+        lake.store.put(path, b"new")
+        lake.watch.pass_seconds(30)
+        assert clean_orphans(lake.store, up.log, live_runs=live_runs(lake.store), resume_seconds=0) == []
+        assert lake.store.exists(path)
+
+    assert not lake.store.exists(path)
+    assert live_runs(lake.store) == frozenset()
 
 
 def test_an_event_table_that_loses_all_its_days_is_a_typed_empty_file(lake: SmallLake) -> None:

@@ -92,6 +92,14 @@ def test_changes_are_a_view_too(past: Any) -> None:
 
 
 @pytest.mark.parametrize(
+    "text",
+    ["PIVOT services ON id USING max(size)", "SELECT * FROM (PIVOT services ON id USING max(size))"],
+)
+def test_a_pivot_is_a_query(text: str, past: Any) -> None:
+    assert query(past.lake, text).num_rows > 0
+
+
+@pytest.mark.parametrize(
     ("text", "told"),
     [
         ("SELEC 1", "syntax error"),
@@ -100,6 +108,9 @@ def test_changes_are_a_view_too(past: Any) -> None:
         ("SELECT 1; SELECT 2", "there are 2 statements"),
         ("", "there are 0 statements"),
         ("COPY services TO 'out.csv'", "only queries"),
+        ("COPY (PIVOT services ON id USING count(*)) TO 'out.csv'", "only queries"),
+        ("/* SELECT */ COPY (PIVOT services ON id USING count(*)) TO 'out.csv'", "only queries"),
+        ("CREATE TABLE x AS PIVOT services ON id USING count(*)", "only queries"),
         ("EXPLAIN ANALYZE COPY services TO 'out.csv'", "only queries"),
         ("CREATE TABLE x AS SELECT 1", "only queries"),
         ("DROP VIEW services", "only queries"),

@@ -162,6 +162,19 @@ def test_files_that_a_later_entry_removed_are_not_missed(past: Any, store: Store
     assert past.lake.verify("night-1").dropped == 1
 
 
+def test_a_file_that_was_removed_and_is_back_in_its_place_is_extra(past: Any, store: Store) -> None:
+    (earlier,) = paths(past, "services", "night-1")
+    content = store.read(earlier)
+    dropping(past, {earlier: ()})
+    store.delete_folder("_extractor/staging/expiry")
+    store.delete(earlier)
+    assert told(past, everything=True) == []
+
+    store.put(earlier, content)
+
+    assert told(past, everything=True) == [("extra", earlier)]
+
+
 def test_a_file_removed_by_a_commit_beside_the_verification_is_not_missed(
     nights: Any, syncs: dict[str, Any]
 ) -> None:
@@ -434,4 +447,6 @@ def test_a_repair_that_was_cut_off_is_finished_by_the_next_one(
             return
         assert told(past, everything=True) == []
         assert (ids(past, "services"), past.lake.table("notices").files()) == (["a", "b"], ())
+        aside = [stored.path for stored in past.store.list("_extractor/aside")]
+        assert all(any(kept.endswith(path) for kept in aside) for path in (services, notices))
     pytest.fail("the power never held long enough")

@@ -140,6 +140,28 @@ def test_progress_never_goes_back_and_a_hole_stays_until_it_is_filled() -> None:
     assert found == Progress(done_until=NOON - DAY, holes=("2026-10-09",))
 
 
+def test_a_hole_that_fails_again_stays_one_whatever_the_lookback_is_now() -> None:
+    late = Window(from_param="from", to_param="to", step="1d", lookback="30d", cursor="at")
+    before = Progress(done_until=NOON - DAY, holes=(f"{NOON - 10 * DAY:%Y-%m-%d}",))
+    plan = plan_of(windowed("logs", late))
+    spans = spans_to_read(plan.tables[0], plan, {"logs": progress_state(before)}, since="3d", now=NOON)
+
+    assert advance(before, late, spans, {span.label for span in spans[1:]}, moment=NOON).holes == before.holes
+    assert advance(before, late, spans, {span.label for span in spans}, moment=NOON).holes == ()
+
+
+def test_a_hole_may_be_any_day_of_its_window() -> None:
+    weekly = Window(from_param="from", to_param="to", step="7d", lookback="48h", cursor="at")
+    plan = plan_of(windowed("notices", weekly))
+    first = datetime(2026, 10, 1, tzinfo=UTC)
+    for number in range(7):
+        before = Progress(done_until=NOON - DAY, holes=(f"{first + number * DAY:%Y-%m-%d}",))
+        states = {"notices": progress_state(before)}
+        spans = spans_to_read(plan.tables[0], plan, states, since="3d", now=NOON)
+
+        assert advance(before, weekly, spans, {span.label for span in spans}, moment=NOON).holes == ()
+
+
 def test_a_window_without_end_goes_on_from_its_lookback_and_only_after_it_was_read_whole() -> None:
     plan = plan_of(windowed("invoices", OPEN))
     before = Progress(done_until=NOON - 9 * DAY)
