@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 
 import orjson
 
-from extractor.endpoint import ColumnType, ListType, MapType, Scalar, StructType
+from extractor.endpoint import ColumnType, ListType, MapType, Scalar, StructType, parse_type
 from extractor.schema import MISSING, fit, infer_type, is_secret_name, render_type
 
 __all__ = (
@@ -56,6 +56,30 @@ class Drift:
     """The type that the column has."""
     keys: tuple[str, ...] = field(default=())
     """Of `nested` the paths that are new, sorted."""
+
+    def to_json(self) -> dict[str, object]:
+        """As the journal keeps it, without the table."""
+        found: dict[str, object] = {"column": self.column, "kind": self.kind, "count": self.count}
+        if self.type is not None:
+            found["type"] = render_type(self.type)
+        if self.current is not None:
+            found["current"] = render_type(self.current)
+        if self.keys:
+            found["keys"] = list(self.keys)
+        return found
+
+    @classmethod
+    def from_json(cls, table: str, found: Mapping[str, Any]) -> Drift:
+        """What `to_json` gave."""
+        types = {name: parse_type(found[name]) for name in ("type", "current") if name in found}
+        return cls(
+            table=table,
+            column=found["column"],
+            kind=found["kind"],
+            count=found["count"],
+            keys=tuple(found.get("keys", ())),
+            **types,
+        )
 
 
 def merged(first: Drift, second: Drift) -> Drift:

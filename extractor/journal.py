@@ -15,7 +15,7 @@ from __future__ import annotations
 import re
 import struct
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import ParamSpec, Protocol, TypeVar
@@ -26,6 +26,7 @@ import pyarrow as pa
 
 from extractor.batch import with_arrival
 from extractor.clock import Clock
+from extractor.drift import Drift
 from extractor.errors import LakeBusy, LakeError
 from extractor.paging import PageFacts
 from extractor.plan import PageRequest
@@ -64,6 +65,8 @@ _SEGMENT_BYTES = 4 << 20
 """So many bytes are put at once; less waits for the next turn of `keep`."""
 _BETWEEN_SECONDS = 4.0
 """Twice this, and the time of one put, is how far the journal may be behind the answers."""
+_SHORTEST_SECRET = 12
+"""What is shorter holds none; page numbers and most tokens need not be looked at."""
 _VOID = 0
 """The status that stands for: what was told of this chain before does not count."""
 
@@ -87,7 +90,7 @@ class Origin(msgspec.Struct, frozen=True, kw_only=True):
     run_id: str
     version: str
     configuration: str
-    """Digest of what decides over the rows: all of the configuration but limits, bounds, checks and notify."""
+    """Digest of what decides over the rows: all but limits, bounds (but for `pages`), checks and notify."""
     started_at: datetime
     own_start: datetime
     """The same by the clock of the machine, whatever the log says."""
@@ -138,6 +141,17 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         """What was told of this chain before does not count: it begins anew."""
         return cls(request=first, status=_VOID)
 
+    def positions(self) -> Iterator[str]:
+        """The texts in it that the server may have chosen, to say where a chain goes on."""
+        if self.request.page:
+            yield self.request.path
+            yield from (value for _, value in self.request.query)
+        if self.facts is not None:
+            yield from self.facts.headers.values()
+            for value in self.facts.pointers.values():
+                if isinstance(value, str | list | dict):
+                    yield value if isinstance(value, str) else repr(value)
+
     @property
     def is_void(self) -> bool:
         return self.facts is None and self.status == _VOID
@@ -146,8 +160,10 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 class Head(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A record without its rows: the answers of one table of one account, one after the other.
 
-    `columns` is the table's schema as the log keeps it, and `map_keys` what the decoder has learnt, where they are
-    not those of the record before. A record without answers holds rows of the answer that a later one names.
+    `columns` is the table's schema as the log keeps it, with what the decoder has learnt in `map_keys` and
+    `null_keys`, where they are not those of the record before. `drift` is what was noticed in these answers.
+    A record without answers holds rows of the answer that a later one names; with `is_lost` that one may not be
+    written down, and such rows are nothing.
     """
 
     table: str
@@ -155,6 +171,9 @@ class Head(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     answers: tuple[Answer, ...] = ()
     columns: tuple[Mapping[str, object], ...] = ()
     map_keys: Mapping[str, tuple[str, ...]] = {}
+    null_keys: tuple[str, ...] = ()
+    drift: tuple[Mapping[str, object], ...] = ()
+    is_lost: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -196,7 +215,8 @@ def restore_schema(schema: TableSchema, head: Head) -> TableSchema:
     if not head.columns:
         return schema
     fields = tuple(pinned_field(entry) for entry in head.columns)
-    return replace(schema, fields=fields, map_keys=dict(head.map_keys), is_pinned=True)
+    nulls = frozenset(head.null_keys)
+    return replace(schema, fields=fields, map_keys=dict(head.map_keys), null_keys=nulls, is_pinned=True)
 
 
 # --- writing ------------------------------------------------------------------------------------------------
@@ -217,7 +237,9 @@ class Journal:
         generation: int,
         executor: _Executor,
         memory_bytes: int = 64 << 20,
+        conceal: Callable[[str], str] = str,
     ) -> None:
+        self._conceal = conceal
         self._store = store
         self._origin = origin
         self._generation = generation
@@ -239,7 +261,7 @@ class Journal:
 
     def recorder(self, table: str, account: str) -> Recorder:
         """What writes down the answers of one table."""
-        return Recorder(self, table, account)
+        return Recorder(self, table, account, self._conceal)
 
     async def add(self, encoded: bytes) -> None:
         """Take what `encode_record` gave, once there is room for it."""
@@ -308,14 +330,17 @@ class Journal:
 
 
 class Recorder:
-    """Writes down the answers of one table of one account."""
+    """Writes down the answers of one table of one account, but for what `conceal` would not leave as it is."""
 
-    def __init__(self, journal: Journal, table: str, account: str) -> None:
+    def __init__(self, journal: Journal, table: str, account: str, conceal: Callable[[str], str]) -> None:
         self.add = journal.add
         self._add_at_once = journal.add_at_once
         self._table = table
         self._account = account
+        self._conceal = conceal
         self._told: TableSchema | None = None
+        self._harmless = ""
+        """The last text that turned out to hold no secret: most pages of a table have one path."""
 
     def encode(
         self,
@@ -323,24 +348,45 @@ class Recorder:
         answers: Sequence[Answer],
         batch: pa.RecordBatch | None,
         received_at: pa.Array | None,
+        drift: Iterable[Drift] = (),
     ) -> bytes:
         """A record, for `add`; meant for a thread, one call at a time."""
-        is_new = self._told is not schema and self._told != schema
-        self._told = schema
+        is_new = self._told is not schema and not _is_same(self._told, schema)
         head = Head(
             table=self._table,
             account=self._account,
             answers=tuple(answers),
             columns=schema.to_json() if is_new else (),
             map_keys=dict(schema.map_keys) if is_new else {},
+            null_keys=tuple(sorted(schema.null_keys)) if is_new else (),
+            drift=tuple(found.to_json() for found in drift),
         )
-        return encode_record(head, with_arrival(batch, received_at) if batch is not None else None)
+        encoded = self._encode(head, with_arrival(batch, received_at) if batch is not None else None)
+        if encoded:
+            self._told = schema
+            return encoded
+        return encode_record(Head(table=self._table, account=self._account, is_lost=True), None)
 
     def note(self, answer: Answer) -> None:
         """Write down an answer without rows."""
         self._add_at_once(
-            encode_record(Head(table=self._table, account=self._account, answers=(answer,)), None)
+            self._encode(Head(table=self._table, account=self._account, answers=(answer,)), None)
         )
+
+    def _encode(self, head: Head, batch: pa.RecordBatch | None) -> bytes:
+        """The record; none if a position that the server named holds a secret."""
+        for answer in head.answers:
+            for text in answer.positions():
+                if len(text) < _SHORTEST_SECRET or text == self._harmless:
+                    continue
+                if self._conceal(text) != text:
+                    return b""
+                self._harmless = text
+        return encode_record(head, batch)
+
+
+def _is_same(told: TableSchema | None, schema: TableSchema) -> bool:
+    return told == schema and told.null_keys == schema.null_keys
 
 
 # --- finding and reading ------------------------------------------------------------------------------------
@@ -520,6 +566,8 @@ def survey(store: Store, found: Found) -> dict[str, Fate]:
                 continue
             if fate is None or (is_first and fate.answers):
                 fate = fates[answer.request.chain] = Fate(since=(number, index), is_again=fate is not None)
+            if answer.request.page != fate.answers:
+                continue  # one before it could not be written down
             fate.answers += 1
             fate.is_last = answer.is_last
     return fates

@@ -382,7 +382,7 @@ class Lane:
             if page.answer is not None
         ]
         times = parts[0].received_at if len(parts) == 1 else _arrivals(pages, decoded.lengths)
-        return decoded, parts, self._recorder.encode(decoded.schema, answers, batch, times)
+        return decoded, parts, self._recorder.encode(decoded.schema, answers, batch, times, decoded.drift)
 
     async def restore(self, window: str, places: Sequence[Place]) -> None:
         """Give the sink rows that are in the journal."""

@@ -315,6 +315,7 @@ class Run:
             generation=len(self._found.claims) if self._found is not None else 0,
             executor=self._executor,
             memory_bytes=int(limits.memory_mb * (1 << 20)),
+            conceal=self._secrets.text,
         )
 
     @property

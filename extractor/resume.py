@@ -14,6 +14,7 @@ import msgspec
 
 from extractor.commit import CommitLog, LogEntry, TableKey
 from extractor.config import Bounds, Checks, Config, LimitsConfig, Notify
+from extractor.drift import Drift
 from extractor.errors import LakeError
 from extractor.journal import (
     Fate,
@@ -50,7 +51,7 @@ def configuration_digest(config: Config, plan: Plan) -> str:
     deciding = msgspec.structs.replace(
         config,
         limits=LimitsConfig(),
-        bounds=Bounds(),
+        bounds=Bounds(pages=config.bounds.pages),
         checks=Checks(),
         table_checks={},
         notify=Notify(),
@@ -191,6 +192,9 @@ class _Told:
         head, lane = self._record.head, self._table.lane
         key = (head.table, head.account, self._record.generation)
         place = self._record.place
+        if head.is_lost:
+            self._waiting.untold.pop(key, None)
+            return 0
         if not head.answers:
             self._waiting.untold.setdefault(key, []).append((*place, 0, _ALL_ROWS))
             return 0
@@ -219,4 +223,6 @@ class _Told:
         for window, first, end in due:
             if batch is not None and end > first:
                 await lane.restore_rows(window, batch.slice(first, end - first))
+        if pages:
+            self._table.ledger.note_drift(Drift.from_json(head.table, found) for found in head.drift)
         return pages

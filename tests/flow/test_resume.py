@@ -34,6 +34,12 @@ key    = ["id"]
 [short]
 path = "/short"
 
+[typed]
+path    = "/typed"
+paging  = { kind = "token", request_param = "t", response_header = "X-Next" }
+key     = ["id"]
+columns = { id = "int64", size = "int64" }
+
 [below]
 path   = "/long/{id}/below"
 parent = { endpoint = "long", params = { id = "id" } }
@@ -51,6 +57,7 @@ class Site:
             "other": list(range(12)),
             "numbered": list(range(12)),
             "short": [1],
+            "typed": list(range(12)),
         }
     )
     tokens: str = "a"
@@ -77,6 +84,10 @@ class Site:
             return web.json_response({"error": "no such token"}, status=400)
         rest = [row for row in rows if row > int(after)]
         headers = {"X-Next": f"{self.tokens}:{rest[1]}"} if len(rest) > 2 else {}
+        if table == "typed":
+            return web.json_response(
+                [{"id": row, "size": row or "none"} for row in rest[:2]], headers=headers
+            )
         return web.json_response([{"id": row} for row in rest[:2]], headers=headers)
 
     def first_pages(self, table: str) -> int:
@@ -143,6 +154,30 @@ async def test_references_are_looked_up_in_what_was_committed_before_the_stop(tm
 
     assert statuses(first)["short"] == "complete" != statuses(first)["long"]
     assert (first.run_id, second.exit_code) == (second.run_id, 0)
+    assert ids(tmp_path, "long") == list(range(12))
+
+
+async def test_what_did_not_fit_before_the_stop_is_told_after_it(tmp_path: Path) -> None:
+    site = Site()
+    async with own.serving(site.answer) as url:
+        config = configured(tmp_path, url, "typed")
+        first = await stopped(site, config, at=3)
+        second = await run(config)
+
+    assert (first.run_id, second.exit_code) == (second.run_id, 0)
+    assert len(site.asked) == 3
+    (line,) = second.drift
+    assert line.startswith("typed.size: 1 value does not fit int64, rescued")
+
+
+async def test_more_pages_allowed_make_a_run_of_their_own(tmp_path: Path) -> None:
+    site = Site()
+    async with own.serving(site.answer) as url:
+        first = await stopped(site, configured(tmp_path, url, "long"), at=3)
+        second = await run(configured(tmp_path, url, "long", bounds__pages=50))
+
+    assert first.run_id != second.run_id
+    assert (second.exit_code, site.first_pages("long")) == (0, 1)
     assert ids(tmp_path, "long") == list(range(12))
 
 

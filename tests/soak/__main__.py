@@ -141,14 +141,16 @@ def _one_lake(
                 left, findings.kills = left - 1, findings.kills + 1
                 where = f"kill {findings.kills}"
                 if Lake(str(lake)).log.newest() is not None:
-                    findings.note(where, (f"{name} {told}" for name, told in site.judge(lake).items()))
+                    findings.note(
+                        where, (f"{name} {told}" for name, told in site.judge(lake, is_growing=True).items())
+                    )
                 findings.note(where, seen_by_glob(lake))
                 print(f"{where}: {len(driver.answers)} answers", flush=True)
                 continue
         findings.note(
             "end", iter(() if child.returncode == 0 else (f"exit {child.returncode}: {complaint!r}",))
         )
-        findings.note("end", (f"{name} {told}" for name, told in site.judge(lake).items()))
+        findings.note("end", (f"{name} {told}" for name, told in site.judge(lake, is_growing=True).items()))
         findings.note("end", seen_by_glob(lake))
         findings.note("end", (f"{name} is missing" for name in sorted(site.lacking(lake))))
         return left

@@ -3,6 +3,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 
 import anyio
+import msgspec
 import pyarrow as pa
 import pytest
 
@@ -13,6 +14,7 @@ from extractor.journal import (
     Facts,
     Fate,
     Found,
+    Head,
     Journal,
     Origin,
     find_journals,
@@ -33,6 +35,7 @@ SCHEMA = TableSchema(
     table="t",
     fields=(Field(name="id", type=Scalar("int64"), source="id"),),
     map_keys={"tags": ("a", "b")},
+    null_keys=frozenset({"ended_on"}),
 )
 
 
@@ -96,6 +99,7 @@ async def test_the_columns_come_back_as_they_were_and_stand_once() -> None:
     first, second = (record.head for record in read_journal(store, found))
 
     restored = restore_schema(bare, first)
+    assert restored.null_keys == SCHEMA.null_keys != frozenset()
     assert (restored.fields, restored.map_keys, restored.is_pinned) == (SCHEMA.fields, SCHEMA.map_keys, True)
     assert restored.drops == ("secret",)
     assert restore_schema(bare, second) is bare
@@ -220,7 +224,51 @@ async def test_a_token_that_is_no_text_is_not_written_down() -> None:
     kept.add_at_once(kept.recorder("t", "default").encode(SCHEMA, (Answer(request=request),), None, None))
     await kept.save()
 
-    assert find_journals(store) == []
+    (found,) = find_journals(store)
+    assert [record.head for record in read_journal(store, found)] == [
+        Head(table="t", account="default", is_lost=True)
+    ]
+
+
+@pytest.mark.parametrize("place", ["headers", "pointers", "query", "path"])
+async def test_a_position_that_holds_a_secret_is_not_written_down_and_its_chain_ends_before(
+    place: str,
+) -> None:
+    store = MemoryStore()
+    secret = "k3y" * 10
+    kept = Journal(
+        store,
+        ORIGIN,
+        generation=0,
+        executor=InlineExecutor(),
+        conceal=lambda text: text.replace(secret, "[redacted]"),
+    )
+    recorder = kept.recorder("t", "default")
+    told = [answer(page, 1, is_last=page == 3) for page in range(4)]
+    one = told[2]
+    assert one.facts is not None
+    with_secret = {
+        "headers": msgspec.structs.replace(
+            one, facts=msgspec.structs.replace(one.facts, headers={"x-next": f"after-{secret}"})
+        ),
+        "pointers": msgspec.structs.replace(
+            one, facts=msgspec.structs.replace(one.facts, pointers={"/next": {"token": secret}})
+        ),
+        "query": msgspec.structs.replace(
+            one, request=msgspec.structs.replace(one.request, query=(("t", secret),))
+        ),
+        "path": msgspec.structs.replace(one, request=msgspec.structs.replace(one.request, path=f"/{secret}")),
+    }
+    told[2] = with_secret[place]
+    batch = pa.record_batch({"id": pa.array([1], pa.int64())})
+    times = pa.array([NOON], pa.timestamp("us", "UTC"))
+    for answered in told:
+        await kept.add(recorder.encode(SCHEMA, (answered,), batch, times))
+    await kept.save()
+
+    (found,) = find_journals(store)
+    assert survey(store, found) == {"c": Fate(since=(0, 0), answers=2)}
+    assert not any(secret.encode() in store.read(path) for _, path in found.segments)
 
 
 async def test_what_came_is_saved_within_ten_seconds_and_lanes_are_hurried_before() -> None:
