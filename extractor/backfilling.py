@@ -45,6 +45,7 @@ async def backfill(
     start: datetime,
     end: datetime,
     parallel: int = 4,
+    accept: Sequence[str] = (),
     key_file: str = "",
     observer: Observer = ignore,
     interruption: Interruption | None = None,
@@ -54,7 +55,8 @@ async def backfill(
     """Read the windows of endpoint `name` that touch the time from `start` to before `end`, `parallel` at a time.
 
     Tables that hang on its rows and are selected by the configuration are filled with it. Called again with the
-    same times after it was cut off, it goes on with what is left.
+    same times after it was cut off, it goes on with what is left. Tables of `accept` are published although a check
+    holds them back.
 
     Raises:
         ConfigError: there is no such endpoint, it has no window, or the times make none; nothing was requested.
@@ -71,6 +73,9 @@ async def backfill(
     if parallel < 1:
         raise ConfigError(f"backfill {name}: --parallel must be at least 1")
     setup, source = _set_up(name, config, key_file, world)
+    for table in accept:
+        if table not in {planned.name for planned in setup.plan.written}:
+            raise ConfigError(f"backfill {name}: --accept {table}: it does not fill that table")
     window = source.sync.window
     assert window is not None
     until = min(end, world.clock.now())
@@ -80,7 +85,16 @@ async def backfill(
     if not window.step and window.to_param:
         spans = tuple(replace(span, end=until) for span in spans)
     label = f"{start.astimezone(UTC):%Y-%m-%dT%H:%M:%SZ}..{end.astimezone(UTC):%Y-%m-%dT%H:%M:%SZ}"
-    work = _Backfill(setup, world, observer, source=source, spans=spans, label=label, parallel=parallel)
+    work = _Backfill(
+        setup,
+        world,
+        observer,
+        source=source,
+        spans=spans,
+        label=label,
+        parallel=parallel,
+        accepted=frozenset(accept),
+    )
     return await work.to_the_end(interruption or Interruption())
 
 
@@ -137,10 +151,9 @@ class _Backfill(Run):
         spans: Sequence[Span],
         label: str,
         parallel: int,
+        accepted: frozenset[str],
     ) -> None:
-        super().__init__(
-            setup, world.store or open_store(setup.config.lake.uri), world, observer, frozenset()
-        )
+        super().__init__(setup, world.store or open_store(setup.config.lake.uri), world, observer, accepted)
         self._source = source
         self._spans = spans
         self._state_key = f"{BACKFILL_STATE}{label}"
@@ -220,8 +233,7 @@ class _Backfill(Run):
                     await self._discard()
                     return self._summary(interruption)
                 newest = await self._executor.run(self._log.newest)
-                if await self._executor.run(self._have_columns_changed, newest):
-                    # Rows were written by columns that are no longer the table's.
+                if await self._executor.run(self._is_outdated, newest, frozenset(s.label for s in spans)):
                     await self._discard()
                     continue
                 async with anyio.create_task_group() as beats:
@@ -258,8 +270,12 @@ class _Backfill(Run):
                     await self._executor.run(table.lane.sink.writer.abort)
         await self._executor.run(self._store.delete_folder, f"_extractor/staging/{self._run_id}")
 
-    def _have_columns_changed(self, newest: LogEntry | None) -> bool:
-        """Give each reader the tables as they are now; True if their columns are others than when it began."""
+    def _is_outdated(self, newest: LogEntry | None, windows: frozenset[str]) -> bool:
+        """Give each reader the tables as they are now; True if it must read again.
+
+        That is where rows were written by columns that are no longer the table's, or where another one has read
+        one of the windows meanwhile of which only one reading is kept: the later one counts.
+        """
         has_changed = False
         for reader in self._readers:
             priors: dict[str, TableState] = {}
@@ -269,6 +285,8 @@ class _Backfill(Run):
             for name, state in priors.items():
                 before = reader.priors.get(name)
                 has_changed |= before is None or list(before.columns) != list(state.columns)
+                if before is not None and reader.tables[name].endpoint.sync.is_replaced:
+                    has_changed |= _readings(before, windows) != _readings(state, windows)
             reader.priors = priors
         return has_changed
 
@@ -369,6 +387,11 @@ class _Backfill(Run):
                 interruption,
             )
         )
+
+
+def _readings(state: TableState, windows: frozenset[str]) -> set[str]:
+    """The files of these windows."""
+    return {file.path for file in state.files if windows & {label for _, label in file.partition}}
 
 
 def _sum(before: TableReport, after: TableReport) -> TableReport:

@@ -27,7 +27,15 @@ __all__ = ("backfill",)
 @click.option(
     "--parallel", default=4, metavar="N", help="Windows read side by side and committed at once (4)."
 )
-def backfill(arguments: Arguments, endpoint: str, start: str, end: str, parallel: int) -> int:
+@click.option(
+    "--accept",
+    multiple=True,
+    metavar="TABLE",
+    help="Publish this table although a check or the schema policy holds it back; repeatable.",
+)
+def backfill(
+    arguments: Arguments, endpoint: str, start: str, end: str, parallel: int, accept: tuple[str, ...]
+) -> int:
     """Fill the past windows of ENDPOINT from --from to before --to.
 
     Commits in steps and may be started again after it was cut off. Runs may go on beside it, and what they
@@ -47,6 +55,7 @@ def backfill(arguments: Arguments, endpoint: str, start: str, end: str, parallel
             start=since,
             end=until,
             parallel=parallel,
+            accept=accept,
             key_file=arguments.key_file,
             observer=observer,
             interruption=interruption,

@@ -13,16 +13,18 @@ from typing import Any
 
 import aiohttp
 import pytest
+from aiohttp import web
 
 import extractor
 from extractor.backfilling import backfill
 from extractor.commit import CommitLog
 from extractor.config import Config
 from extractor.errors import ConfigError
-from extractor.pipeline import World
+from extractor.pipeline import World, extract
 from extractor.report import RunReport
 from extractor.sandbox import running
 from extractor.stores import open_store
+from tests.flow import own
 from tests.nights.play import KEY, NightClock, configured
 from tests.nights.play import extract as run_at
 from tests.nights.site import ENDPOINTS, Site, options
@@ -232,3 +234,65 @@ values = "json"
     # A sample on a boundary belongs to one window: no hour has more samples than another.
     assert len(moments) == 3 * 24
     assert len(set(moments.values())) == 1
+
+
+DAILY = """
+[daily]
+path = "/daily"
+key  = ["day"]
+
+[daily.sync]
+kind = "window"
+from_param = "from"
+to_param = "to"
+step = "1d"
+replace = true
+"""
+
+
+async def test_of_a_window_that_a_run_reads_meanwhile_the_later_reading_counts(tmp_path: Path) -> None:
+    lives = World(clock=NightClock(NOW), chance=lambda: 0.5, environment=KEY)
+    asked: list[str] = []
+    is_beside = False
+
+    async def answer(request: web.Request) -> web.Response:
+        nonlocal is_beside
+        reading = len(asked)
+        asked.append(request.query["from"])
+        if is_beside:
+            is_beside = False
+            report = await extract(config, world=lives)
+            assert report.exit_code == 0
+        return web.json_response([{"day": request.query["from"], "reading": reading}])
+
+    async with own.serving(answer) as url:
+        config = own.configured(tmp_path, url, DAILY, run__since="2d")
+        await extract(config, world=lives)
+        is_beside = True
+        start = NOW.replace(hour=0) - timedelta(days=1)
+        report = await backfill("daily", config, start=start, end=NOW, world=lives)
+
+    rows = extractor.Lake(str(tmp_path / "lake")).table("daily").to_arrow().to_pylist()
+    last = {day: number for number, day in enumerate(asked)}
+    assert report.exit_code == 0
+    assert {row["day"]: row["reading"] for row in rows} == last
+
+
+async def test_what_a_check_holds_back_is_published_once_where_it_is_accepted(tmp_path: Path) -> None:
+    lives = World(clock=NightClock(NOW), chance=lambda: 0.5, environment=KEY)
+    (tmp_path / "skysql-extract.toml").write_text("[checks.daily]\nmax_nulls = { note = 0.5 }\n")
+
+    async def answer(request: web.Request) -> web.Response:
+        return web.json_response([{"day": request.query["from"], "note": None}])
+
+    async with own.serving(answer) as url:
+        config = own.configured(tmp_path, url, DAILY + '\n[daily.columns]\nday = "string"\nnote = "string"\n')
+        times: dict[str, Any] = {"start": NOW - timedelta(days=1), "end": NOW, "world": lives}
+        held = await backfill("daily", config, **times)
+        with pytest.raises(ConfigError, match="--accept other: it does not fill that table"):
+            await backfill("daily", config, accept=["other"], **times)
+        published = await backfill("daily", config, accept=["daily"], **times)
+
+    assert (held.exit_code, published.exit_code) == (3, 0)
+    assert "publish once with --accept daily" in held.message
+    assert len(extractor.Lake(str(tmp_path / "lake")).table("daily").to_arrow()) == 2
