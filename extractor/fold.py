@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import gzip
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import orjson
@@ -100,12 +100,6 @@ class Folds:
         while len(self._open) > _FOLDS_OPEN:
             self._open.popitem(last=False)
         return found
-
-    def __iter__(self) -> Iterator[Fold]:
-        for last in self.numbers():
-            fold = self.read(last)
-            if fold is not None:
-                yield fold
 
 
 def _decoded(content: bytes, last: int, lake: str) -> Fold:

@@ -156,7 +156,6 @@ class Page(msgspec.Struct, frozen=True, kw_only=True):
     response: Response | None
     received_at: datetime
     size_bytes: int
-    attempt: int = 1
     answer: Answer | None = None
     """What the journal is told of it."""
     places: tuple[Place, ...] = ()

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from extractor.drift import Drift, merged
 from extractor.paging import Chain
-from extractor.plan import PageRequest, Span
+from extractor.plan import PageRequest
 from extractor.report import Status
 
 __all__ = ("Ledger", "OpenChain", "Outcome", "Resumed")
@@ -68,14 +68,12 @@ class Ledger:
     """Counts and chains of one table of one account."""
 
     table: str
-    spans: tuple[Span, ...] = ()
     chains: dict[str, OpenChain] = field(default_factory=dict)
     requests: int = 0
     pages: int = 0
     rows: int = 0
     largest_page: int = 0
     """Rows of the fullest page."""
-    rescued: int = 0
     denied: str = ""
     drift_refused: str = ""
     absent: int = 0

@@ -195,7 +195,7 @@ class Nights:
             for label in by_window
             if label and (start := datetime.fromisoformat(f"{label}-01"[:10]).replace(tzinfo=UTC))
         )
-        ledger = Ledger(table=endpoint.name, spans=spans)
+        ledger = Ledger(table=endpoint.name)
         stamp = Stamp(run_id=run_id, account=account, snapshot_at=at, is_event=endpoint.sync.is_event)
         writer = TableWriter(
             self.store, endpoint, stamp, settings=WriteSettings(), snapshot_date=f"{at:%Y-%m-%d}"

@@ -79,7 +79,7 @@ class Lake:
         self.runs += 1
         pages = {"": rows} if isinstance(rows, str) else dict(rows)
         spans = tuple(span(label) for label in pages if label)
-        ledger = Ledger(table=self.endpoint.name, spans=spans)
+        ledger = Ledger(table=self.endpoint.name)
         stamp = Stamp(
             run_id=f"r{self.runs}", account="default", snapshot_at=at, is_event=self.endpoint.sync.is_event
         )
