@@ -322,8 +322,6 @@ class AccountRun:
 
     def _accept(self, table: TableRun, request: PageRequest, response: Response) -> None:
         """Open the answer, and keep it for its turn in the chain."""
-        if request.page == 0:
-            table.ledger.chains[request.chain].closed_window = self._is_closed(table, request)
         envelope = _open(table, response)
         rows = envelope.rows if envelope is not None else b""
         facts = PageFacts(
@@ -380,7 +378,7 @@ class AccountRun:
             table.is_dormant = False
         chain.undecoded += 1
         if table.recorder is not None:
-            page = _told_of(page, table.endpoint, facts, chain, is_last=following is None)
+            page = _told_of(page, table.endpoint, facts, is_last=following is None)
         if resumed is not None:
             page = msgspec.structs.replace(page, places=resumed.places)
             chain.resumed = None
@@ -443,7 +441,7 @@ class AccountRun:
             return True
         chain = table.ledger.chains[request.chain]
         if request.page == 0:
-            chain.closed_window, chain.chain.is_in_turn = answer.is_closed, is_again
+            chain.chain.is_in_turn = is_again
         try:
             following = chain.chain.advance(request, answer.facts.whole())
         except PagingError:
@@ -536,11 +534,6 @@ class AccountRun:
         if chain is None or chain.resumed is None or turns is None or turns.place(request) != "turn":
             return False
         return 400 <= status < 500 and status not in (401, 403, 408, 429)
-
-    def _is_closed(self, table: TableRun, request: PageRequest) -> bool:
-        moment = self._clock.now() + (self.server_offset or timedelta())
-        span = next((span for span in table.spans if span.label == request.window), None)
-        return span is not None and span.is_closed_at(moment)
 
     # --- the order of a chain --------------------------------------------------------------------------------
 
@@ -773,8 +766,7 @@ class AccountRun:
     def _note(self, table: TableRun, request: PageRequest, status: int) -> None:
         """Tell the journal of an answer that stands for no rows."""
         if table.recorder is not None:
-            closed = table.ledger.chains[request.chain].closed_window
-            table.recorder.note(Answer(request=request, status=status, is_closed=closed, is_last=True))
+            table.recorder.note(Answer(request=request, status=status, is_last=True))
 
     def _end_empty(self, table: TableRun, request: PageRequest, status: int) -> None:
         chain = table.ledger.chains[request.chain]
@@ -982,7 +974,7 @@ def _fingerprint(body: bytes | memoryview) -> bytes:
     return b"%d:%d" % (len(body), zlib.crc32(body))
 
 
-def _told_of(page: Page, endpoint: Endpoint, facts: PageFacts, chain: OpenChain, *, is_last: bool) -> Page:
+def _told_of(page: Page, endpoint: Endpoint, facts: PageFacts, *, is_last: bool) -> Page:
     """The page with what the journal will be told of it."""
     # Only a page that is named by its number will be compared; any other was no repetition when it came.
     is_numbered = needs_row_count(endpoint)
@@ -992,7 +984,7 @@ def _told_of(page: Page, endpoint: Endpoint, facts: PageFacts, chain: OpenChain,
         pointers=facts.facts,
         rows=facts.rows,
     )
-    answer = Answer(request=page.request, facts=kept, is_closed=chain.closed_window, is_last=is_last)
+    answer = Answer(request=page.request, facts=kept, is_last=is_last)
     return msgspec.structs.replace(page, answer=answer)
 
 

@@ -125,15 +125,13 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 class Answer(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One answer that was taken: its request, its rows, and what it said of paging.
 
-    Without `facts` it stood for no rows, and `status` says why. `is_closed` says that the server's clock was past
-    the end of the window, `is_last` that the chain saw its end.
+    Without `facts` it stood for no rows, and `status` says why. `is_last` says that the chain saw its end.
     """
 
     request: PageRequest
     rows: int = 0
     facts: Facts | None = None
     status: int = 200
-    is_closed: bool = False
     is_last: bool = False
 
     @classmethod

@@ -45,8 +45,6 @@ class OpenChain:
     """The parent's row that it was asked for, where the state remembers those."""
     undecoded: int = 0
     failure: str = ""
-    closed_window: bool = False
-    """True if the server's clock was past the window's end before its first page was read."""
     resumed: Resumed | None = None
     """Of a chain that goes on where an earlier process stopped, until its next page is taken."""
 

@@ -146,10 +146,7 @@ class Read:
         return {
             name: (
                 self.ids(name),
-                [
-                    (key, c.window, c.failure, c.undecoded, c.closed_window)
-                    for key, c in table.ledger.chains.items()
-                ],
+                [(key, c.window, c.failure, c.undecoded) for key, c in table.ledger.chains.items()],
                 [
                     (c.chain.proof, c.chain.pages, c.chain.rows, c.chain.total, sorted(c.chain.notes))
                     for c in table.ledger.chains.values()

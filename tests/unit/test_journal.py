@@ -51,7 +51,7 @@ def answer(page: int, rows: int, *, chain: str = "c", is_last: bool = False) -> 
         page=page,
     )
     facts = Facts(fingerprint=b"\x00\xff", headers={"x-next": "n"}, pointers={"/total": 3}, rows=rows)
-    return Answer(request=request, facts=facts, rows=rows, is_closed=page == 0, is_last=is_last)
+    return Answer(request=request, facts=facts, rows=rows, is_last=is_last)
 
 
 def journal(store: MemoryStore, generation: int = 0) -> Journal:
