@@ -21,7 +21,7 @@ import anyio
 from extractor.catalog import load_catalog
 from extractor.clock import SystemClock
 from extractor.commit import Leases, LogEntry, TableState
-from extractor.config import Config
+from extractor.config import Config, with_run
 from extractor.endpoint import Endpoint
 from extractor.errors import ConfigError, LakeError
 from extractor.events import Observer, RunFinished, RunStarted, ignore
@@ -128,14 +128,8 @@ def _set_up(name: str, config: Config, key_file: str, world: World) -> tuple[Set
         raise ConfigError(f"backfill {name}: it has no window; those with one are {', '.join(windowed)}")
     chosen = make_plan(endpoints, config).written
     below = [table.name for table in chosen if source_of(table.endpoint, tables) is tables[name]]
-    plan = make_plan(endpoints, _with_run(config, include=(name, *below), exclude=(), tags=()))
+    plan = make_plan(endpoints, with_run(config, include=(name, *below), exclude=(), tags=()))
     return prepared(config, plan, endpoints, key_file, world), above.endpoint
-
-
-def _with_run(config: Config, **changes: object) -> Config:
-    import msgspec
-
-    return msgspec.structs.replace(config, run=msgspec.structs.replace(config.run, **changes))
 
 
 class _Backfill(Run):

@@ -41,7 +41,7 @@ from extractor.lists import (
     sha256,
     with_recent,
 )
-from extractor.store import SCRATCH, Store, StoredFile, StoreMissing
+from extractor.store import SCRATCH, STAGING, Store, StoredFile, StoreMissing, staged_path
 
 if TYPE_CHECKING:
     # It brings Arrow with it, and listing the runs of a lake must not wait for that.
@@ -74,7 +74,6 @@ GRACE_SECONDS = 3_600.0
 
 _LOG = "_extractor/log"
 _LISTS = "_extractor/lists"
-_STAGING = "_extractor/staging"
 _OLD = "_extractor/old"
 _LATEST = "_extractor/latest.json"
 
@@ -268,7 +267,7 @@ def publish(store: Store, log: CommitLog, entry: LogEntry, *, beat: Callable[[],
             moved += _publish_files(store, entry.run_id, paths, staged)
     _write_hint(store, log)
     if entry.is_final:
-        store.delete_folder(f"{_STAGING}/{entry.run_id}")
+        store.delete_folder(f"{STAGING}/{entry.run_id}")
     _fold_older(store, log)
     return moved
 
@@ -308,7 +307,7 @@ def clean_orphans(
     """
     now = store.now()
     newest_file: dict[str, datetime] = {}
-    for stored in store.list(_STAGING):
+    for stored in store.list(STAGING):
         run_id = stored.path.split("/")[2]
         newest_file[run_id] = max(stored.modified_at, newest_file.get(run_id, stored.modified_at))
     newest = log.newest()
@@ -322,17 +321,12 @@ def clean_orphans(
             continue  # it takes the lease of its tables to finish those
         for entry in entries:
             publish(store, log, entry)
-        store.delete_folder(f"{_STAGING}/{run_id}")
+        store.delete_folder(f"{STAGING}/{run_id}")
         removed.append(run_id)
     for stored in store.list(SCRATCH):
         if (now - stored.modified_at).total_seconds() > max(resume_seconds, _DEBRIS_SECONDS):
             store.delete(stored.path)
     return removed
-
-
-def staged_path(run_id: str, path: str) -> str:
-    """Where the file that will stand at `path` is while its run has not published it."""
-    return f"{_STAGING}/{run_id}/{path}"
 
 
 def old_path(path: str) -> str:
@@ -965,7 +959,7 @@ def _publish_replaced(store: Store, log: CommitLog, entry: LogEntry, beat: Calla
     new = [path for path, _ in map(pair_of, cast(list[object], content["files"]))]
     moved = exchange_files(
         store,
-        staging=f"{_STAGING}/{entry.run_id}",
+        staging=f"{STAGING}/{entry.run_id}",
         token=secrets.token_hex(8),
         added=new,
         removed=list(cast(Mapping[str, object], content["replaced"])),
@@ -1057,12 +1051,12 @@ def _gaps(numbers: Collection[int], folded: Collection[int]) -> list[int]:
 
 
 def _has_staging(store: Store, run_id: str) -> bool:
-    return next(store.list(f"{_STAGING}/{run_id}"), None) is not None
+    return next(store.list(f"{STAGING}/{run_id}"), None) is not None
 
 
 def _staged(store: Store, run_id: str) -> dict[str, StoredFile]:
     """What stands in a run's staging, by the path it is meant for."""
-    start = f"{_STAGING}/{run_id}/"
+    start = f"{STAGING}/{run_id}/"
     return {stored.path.removeprefix(start): stored for stored in store.list(start)}
 
 

@@ -39,6 +39,7 @@ __all__ = (
     "load_config",
     "nearest_name",
     "parse_duration",
+    "with_run",
 )
 
 T = TypeVar("T")
@@ -244,6 +245,11 @@ def load_config(
     for dotted, value in (overrides or {}).items():
         put(dotted, value, f"--{dotted.partition('.')[2]}")
     return _build(merged, origin, accounts, str(path))
+
+
+def with_run(config: Config, **changes: object) -> Config:
+    """The configuration with some keys of `[run]` changed."""
+    return msgspec.structs.replace(config, run=msgspec.structs.replace(config.run, **changes))
 
 
 def _build(

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import IO
 
-from extractor.commit import old_path, staged_path
-from extractor.store import Store, StoreMissing
+from extractor.commit import old_path
+from extractor.store import Store, StoreMissing, staged_path
 
 __all__ = ("open_data_file", "places")
 

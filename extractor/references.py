@@ -14,8 +14,8 @@ from extractor.checks import dangling, target_of
 from extractor.commit import TableState
 from extractor.config import Checks
 from extractor.settle import Settled
-from extractor.store import Store
-from extractor.write import DataFile, staged_path
+from extractor.store import Store, staged_path
+from extractor.write import DataFile
 
 __all__ = ("Referring", "hold_back_dangling")
 

@@ -26,11 +26,11 @@ from extractor.ledger import Ledger, Outcome
 from extractor.plan import Span
 from extractor.report import TableReport
 from extractor.schema import META_COLUMNS, TableSchema
-from extractor.store import Store
+from extractor.store import Store, staged_path
 from extractor.suspect import suspicions
 from extractor.unique import Uniqueness, make_unique, plain_row
 from extractor.windows import Progress, advance, parents_state, progress_of, progress_state
-from extractor.write import DataFile, Staged, TableWriter, staged_path
+from extractor.write import DataFile, Staged, TableWriter
 
 __all__ = ("BACKFILL_STATE", "Reading", "Settled", "last_longest_chain", "settle_table")
 

@@ -16,6 +16,7 @@ from extractor.errors import LakeError
 
 __all__ = (
     "SCRATCH",
+    "STAGING",
     "Output",
     "Store",
     "StoreMissing",
@@ -23,10 +24,13 @@ __all__ = (
     "Unclosed",
     "checked_path",
     "checked_prefix",
+    "staged_path",
 )
 
 SCRATCH = "_extractor/incoming"
 """The one folder in which a store may keep files that are not complete yet."""
+STAGING = "_extractor/staging"
+"""The folder of files that are complete and not yet in their place, each in that of its run."""
 
 
 class StoreMissing(LakeError):
@@ -188,6 +192,11 @@ class Store(Protocol):
 
     def check_writable(self) -> None:
         """Return if the lake can be written. Raises: LakeError with the reason."""
+
+
+def staged_path(run_id: str, path: str) -> str:
+    """Where the file that will stand at `path` is while its run has not published it."""
+    return f"{STAGING}/{run_id}/{path}"
 
 
 def checked_path(path: str) -> str:

@@ -15,10 +15,8 @@ import anyio.abc
 import pyarrow as pa
 
 from extractor.clock import SystemClock
-from extractor.config import Config
-from extractor.errors import (
-    ExtractError,
-)
+from extractor.config import Config, with_run
+from extractor.errors import ExtractError
 from extractor.events import Observer, ignore
 from extractor.lane import Budget, Part, ThreadExecutor
 from extractor.ledger import Outcome
@@ -66,7 +64,7 @@ async def stream(
         ConfigError, AuthError, SourceUnreachable: as `extract`.
         ExtractError: the endpoint is not complete, and why.
     """
-    chosen = replace_run(config, include=(name,), exclude=(), tags=())
+    chosen = with_run(config, include=(name,), exclude=(), tags=())
     world = World(
         clock=SystemClock(),
         chance=random.random,
@@ -129,10 +127,3 @@ def _schema(table: TablePlan, config: Config) -> TableSchema:
         secrets_allowed=table.name in run.secret,
         customer_data_allowed="customer_data" in run.allow,
     )
-
-
-def replace_run(config: Config, **changes: object) -> Config:
-    """The configuration with some keys of `[run]` changed."""
-    import msgspec
-
-    return msgspec.structs.replace(config, run=msgspec.structs.replace(config.run, **changes))

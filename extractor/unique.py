@@ -19,8 +19,8 @@ import pyarrow.parquet as pq
 
 from extractor.digest import row_bytes
 from extractor.schema import META_COLUMNS
-from extractor.store import Store
-from extractor.write import DataFile, Staged, rewrite, staged_path
+from extractor.store import Store, staged_path
+from extractor.write import DataFile, Staged, rewrite
 
 __all__ = ("Uniqueness", "make_unique", "plain_row")
 

@@ -37,14 +37,13 @@ from extractor.lake import Lake
 from extractor.mergesort import read_tables
 from extractor.rowsum import RowSum, sum_rows
 from extractor.schema import META_COLUMNS, plan_schema
-from extractor.store import Store
+from extractor.store import STAGING, Store
 from extractor.write import DataFile
 
 __all__ = ("Change", "Upkeep", "UpkeepReport", "chosen_tables", "column_order", "sum_files", "union_schema")
 
 _BUSY_SECONDS = 0.2
 _SAY_SECONDS = 5.0
-_STAGING = "_extractor/staging"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -168,10 +167,10 @@ class Upkeep:
                 yield
         except BaseException:
             if not self._is_committed:
-                self.store.delete_folder(f"{_STAGING}/{self.run_id}")
+                self.store.delete_folder(f"{STAGING}/{self.run_id}")
             raise
         else:
-            self.store.delete_folder(f"{_STAGING}/{self.run_id}")
+            self.store.delete_folder(f"{STAGING}/{self.run_id}")
         finally:
             sign_of_life.release()
 

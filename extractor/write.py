@@ -27,7 +27,7 @@ from extractor.batch import (
 from extractor.endpoint import Endpoint
 from extractor.layout import writer_options
 from extractor.schema import TableSchema
-from extractor.store import Output, Store, Unclosed
+from extractor.store import Output, Store, Unclosed, staged_path
 
 __all__ = (
     "DataFile",
@@ -38,10 +38,8 @@ __all__ = (
     "WriteSettings",
     "open_file",
     "rewrite",
-    "staged_path",
 )
 
-STAGING = "_extractor/staging"
 _BUFFER_BYTES = 128 << 10
 
 
@@ -73,11 +71,6 @@ class WriteSettings(msgspec.Struct, frozen=True, kw_only=True):
     target_file_bytes: int = 128 << 20
     row_group_bytes: int = 16 << 20
     open_files: int = 32
-
-
-def staged_path(run_id: str, path: str) -> str:
-    """Where a file of a run stands until it is published."""
-    return f"{STAGING}/{run_id}/{path}"
 
 
 class RowGroup(msgspec.Struct, frozen=True, kw_only=True):

@@ -280,7 +280,7 @@ MUTATIONS = (
         "staging is removed before it is published",
         "commit.py",
         "    moved = 0\n    if entry.replaced and",
-        '    moved = 0\n    store.delete_folder(f"{_STAGING}/{entry.run_id}")\n    if entry.replaced and',
+        '    moved = 0\n    store.delete_folder(f"{STAGING}/{entry.run_id}")\n    if entry.replaced and',
     ),
     _one(
         "what a cut-off run committed is not published",

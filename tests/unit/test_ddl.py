@@ -20,8 +20,9 @@ from extractor.ddl.shape import Emptied, TableShape, shapes_of
 from extractor.endpoint import Endpoint, Sync, Window
 from extractor.errors import ConfigError, LakeError
 from extractor.lake import Lake
+from extractor.store import staged_path
 from extractor.stores.local import LocalStore
-from extractor.write import DataFile, staged_path
+from extractor.write import DataFile
 
 NOON = datetime(2026, 11, 22, 12, tzinfo=UTC)
 NASTY = 'it\'s "a" `b` \\ c; -- d'

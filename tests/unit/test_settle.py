@@ -18,8 +18,9 @@ from extractor.paging import Chain
 from extractor.plan import Span
 from extractor.schema import Field, Scalar, TableSchema
 from extractor.settle import Reading, Settled, settle_table
+from extractor.store import staged_path
 from extractor.stores.memory import MemoryStore
-from extractor.write import TableWriter, WriteSettings, staged_path
+from extractor.write import TableWriter, WriteSettings
 
 NOON = datetime(2026, 11, 22, 12, tzinfo=UTC)
 DAY = timedelta(days=1)

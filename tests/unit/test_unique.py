@@ -9,9 +9,10 @@ import pyarrow.parquet as pq
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from extractor.store import staged_path
 from extractor.stores.memory import MemoryStore
 from extractor.unique import Uniqueness, make_unique, plain_row
-from extractor.write import DataFile, Staged, staged_path
+from extractor.write import DataFile, Staged
 
 RUN = "r1"
 

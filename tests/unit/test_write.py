@@ -13,10 +13,10 @@ import pytest
 from extractor.batch import Stamp
 from extractor.endpoint import Endpoint, Sync, Window
 from extractor.schema import RESCUED, UTC_TIME, Field, Scalar, TableSchema
-from extractor.store import Output, Store
+from extractor.store import Output, Store, staged_path
 from extractor.stores.local import LocalStore
 from extractor.stores.memory import MemoryStore
-from extractor.write import DataFile, Staged, TableWriter, WriteSettings, rewrite, staged_path
+from extractor.write import DataFile, Staged, TableWriter, WriteSettings, rewrite
 
 NOON = datetime(2026, 11, 22, 12, tzinfo=UTC)
 SCHEMA = TableSchema(
