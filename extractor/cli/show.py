@@ -26,5 +26,8 @@ def show(arguments: Arguments, run: str) -> int:
         arguments.output.write(report_text(report_from_json(found.summary)))
     else:
         what = found.summary.get("verb", found.status)
-        arguments.output.write(f"{found.run_id}: {what}, committed {found.committed_at.isoformat()}")
+        warnings = found.summary.get("warnings")
+        lines = [f"{found.run_id}: {what}, committed {found.committed_at.isoformat()}"]
+        lines += [f"warning: {line}" for line in warnings] if isinstance(warnings, list) else []
+        arguments.output.write("\n".join(lines))
     return 0

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from extractor.cli.app import invoke
 from extractor.clock import SystemClock
 from extractor.commit import CommitLog, Leases, commit, old_path
 from extractor.errors import ConfigError, LakeBusy, LakeError
@@ -340,6 +341,22 @@ def test_a_snapshot_goes_back_to_the_newest_earlier_one_that_is_whole(past: Any,
     past.night({"services": [{"id": "d", "size": 1}]})
     assert ids(past, "services") == ["d"]
     assert past.lake.verify(everything=True).findings == ()
+
+
+def test_what_a_repair_lost_is_told_by_show(
+    nights: Any, syncs: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lake = LocalStore(tmp_path / "lake")
+    past = nights(lake)
+    past.night({"services": [{"id": "a"}]}, syncs=syncs)
+    flip(lake, paths(past, "services")[0])
+
+    done = mend(past)
+
+    assert invoke(["show", "latest", "--lake", str(tmp_path / "lake")]) == 0
+    first, *rest = capsys.readouterr().out.splitlines()
+    assert first.startswith(f"{done.run_id}: repaired, committed ")
+    assert rest == [f"warning: lost: {line}" for line in done.lost]
 
 
 def test_a_snapshot_without_an_earlier_one_is_read_again(nights: Any) -> None:
