@@ -14,8 +14,8 @@ from extractor.ddl.shape import TableShape, timestamp_text
 __all__ = ("FOLLOWS", "NOTES", "Athena", "statements")
 
 FOLLOWS = (
-    "after each run: MSCK REPAIR TABLE finds the new folders (events need no more), then make the views again; "
-    "a table must be made anew only for a new column"
+    "after each run and verify --repair: MSCK REPAIR TABLE finds the new folders (events need no more), then "
+    "make the views again; a table must be dropped and made anew only for a new column"
 )
 NOTES = (
     "columns are found by their names, as Athena does with Parquet; older files may lack newer ones",

@@ -13,8 +13,8 @@ from extractor.ddl.shape import TableShape, timestamp_text
 __all__ = ("FOLLOWS", "NOTES", "BigQuery", "statements")
 
 FOLLOWS = (
-    "events and new files follow by themselves; of snapshots and windows make both views again after each run, "
-    "and all of it for a new column"
+    "events and new files follow by themselves; of snapshots and windows make both views again after each run "
+    "and verify --repair, and all of it for a new column"
 )
 NOTES = (
     "run it with a default dataset, such as: bq query --dataset_id=skysql --use_legacy_sql=false",

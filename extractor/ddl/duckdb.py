@@ -14,7 +14,7 @@ __all__ = ("FOLLOWS", "NOTES", "DuckDb", "statements")
 
 FOLLOWS = (
     "events follow by themselves; of snapshots and windows the view of the current state lists its files: "
-    "run this again after each run"
+    "run this again after each run, and after compact, expire and verify --repair"
 )
 NOTES = (
     "union_by_name lets older files lack newer columns; hive_types keeps an account such as 007 a text",

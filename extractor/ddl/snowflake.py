@@ -14,8 +14,8 @@ from extractor.ddl.shape import TableShape, timestamp_text
 __all__ = ("FOLLOWS", "NOTES", "Snowflake", "setup", "statements")
 
 FOLLOWS = (
-    "after each run: ALTER EXTERNAL TABLE … REFRESH finds the new files (events need no more), then make the views "
-    "again"
+    "after each run, and after compact, expire and verify --repair: ALTER EXTERNAL TABLE … REFRESH finds "
+    "the files that came and went (events need no more), then make the views again"
 )
 NOTES = (
     "the stage needs the rights to read: add STORAGE_INTEGRATION = … to it",

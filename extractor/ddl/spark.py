@@ -12,7 +12,10 @@ from extractor.ddl.shape import TableShape, timestamp_text
 
 __all__ = ("FOLLOWS", "NOTES", "Spark", "statements")
 
-FOLLOWS = "files and current folders are those of now: run this again after each run, and in each session"
+FOLLOWS = (
+    "files and current folders are those of now: run this again after each run, after compact, expire and verify "
+    "--repair, and in each session"
+)
 NOTES = (
     "Spark 3.4 or newer; the columns are given, so mergeSchema is not needed and older files lack newer ones",
     "without a zone a time is TIMESTAMP_NTZ; all others are instants, shown in spark.sql.session.timeZone",
