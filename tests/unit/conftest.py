@@ -8,6 +8,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import msgspec
 import pyarrow as pa
@@ -26,8 +27,10 @@ from extractor.plan import Span
 from extractor.schema import plan_schema
 from extractor.settle import Reading, settle_table
 from extractor.store import Store
+from extractor.stores.local import LocalStore
 from extractor.stores.memory import MemoryStore
 from extractor.write import TableWriter, WriteSettings
+from tests.unit.lakes import SmallLake, Watch, small_lake
 
 FIRST = datetime(2026, 3, 1, 2, tzinfo=UTC)
 NIGHT = timedelta(days=1)
@@ -96,7 +99,7 @@ class Nights:
             summary={},
             source={},
             started_at=self.moment(self.count),
-            clock=_Still(self.moment(self.count)),
+            clock=Watch(self.moment(self.count)),
             leases=None,
         )
         if moves:
@@ -158,7 +161,7 @@ class Nights:
             summary={},
             source={},
             started_at=moment,
-            clock=_Still(moment),
+            clock=Watch(moment),
             leases=None,
             replaced=replaced,
         )
@@ -226,22 +229,6 @@ class Nights:
         return settle_table(self.store, reading, writer).update
 
 
-@dataclass(frozen=True)
-class _Still:
-    """A clock that stands."""
-
-    moment: datetime
-
-    def monotonic(self) -> float:
-        return 0.0
-
-    def now(self) -> datetime:
-        return self.moment
-
-    async def sleep_until(self, deadline: float) -> None:
-        raise NotImplementedError
-
-
 @pytest.fixture(scope="session")
 def nights() -> type[Nights]:
     """`nights()` is a new lake in memory; `nights(store)` one elsewhere."""
@@ -252,3 +239,18 @@ def nights() -> type[Nights]:
 def syncs() -> dict[str, Sync]:
     """A table of events, and one of windows that are read anew."""
     return {"notices": EVENTS, "bills": BILLS}
+
+
+@pytest.fixture
+def watch() -> Watch:
+    """The clock of `lake`, set by hand."""
+    return Watch()
+
+
+@pytest.fixture(params=["local", "memory", "memory without exchange"])
+def lake(request: pytest.FixtureRequest, tmp_path: Path, watch: Watch) -> SmallLake:
+    """A small lake without tables, on each kind of medium."""
+    store: Store = LocalStore(tmp_path / "lake")
+    if request.param != "local":
+        store = MemoryStore(clock=watch.now, has_folder_exchange=request.param == "memory")
+    return small_lake(store, tmp_path, watch)

@@ -4,18 +4,29 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 
-from extractor.commit import LogEntry, TableState, Update, commit, publish, staged_path
+from extractor.commit import (
+    CommitLog,
+    LogEntry,
+    TableState,
+    Update,
+    clean_orphans,
+    commit,
+    publish,
+    staged_path,
+)
 from extractor.config import Config, load_config
 from extractor.lake import Lake
 from extractor.store import Store
+from extractor.stores.memory import MemoryStore, PowerLost
 from extractor.upkeep import Upkeep
 from extractor.write import DataFile
 
@@ -180,6 +191,10 @@ class SmallLake:
     def hidden(self, folder: str) -> list[str]:
         return [stored.path for stored in self.store.list(f"_extractor/{folder}")]
 
+    def clean(self) -> None:
+        """Remove what runs left in staging that nobody will finish."""
+        clean_orphans(self.store, CommitLog(self.store), live_runs=(), resume_seconds=0)
+
     def check_files(self, as_of: Sequence[str]) -> None:
         """Every file that the log names after these runs is what it says."""
         for run in as_of:
@@ -187,6 +202,35 @@ class SmallLake:
                 content = self.store.read(row.path)
                 assert hashlib.sha256(content).hexdigest() == row.sha256, row.path
                 assert pq.read_metadata(io.BytesIO(content)).num_rows == row.rows, row.path
+
+
+def cut_off(
+    folder: Path,
+    fill: Callable[[SmallLake], object],
+    call: Callable[[SmallLake], object],
+    *,
+    keep_unsynced: bool,
+    every: int = 1,
+) -> Iterator[SmallLake]:
+    """The lake as a call leaves it that loses its power at a step, for every so many of its steps."""
+
+    def filled() -> tuple[SmallLake, MemoryStore]:
+        watch = Watch()
+        store = MemoryStore(clock=watch.now)
+        lake = small_lake(store, folder, watch)
+        fill(lake)
+        return lake, store
+
+    lake, store = filled()
+    store.steps = 0
+    call(lake)
+    for after_steps in range(int(keep_unsynced) % every, store.steps, every):
+        lake, store = filled()
+        store.lose_power(after_steps=after_steps)
+        with pytest.raises(PowerLost):
+            call(lake)
+        store.crash(keep_unsynced=keep_unsynced)
+        yield lake
 
 
 def rows(run_id: str, *ids: str, **more: pa.Array) -> pa.Table:

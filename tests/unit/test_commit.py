@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from threading import Barrier
 from typing import Any
@@ -37,25 +37,9 @@ from extractor.store import Store
 from extractor.stores.local import LocalStore
 from extractor.stores.memory import MemoryStore, PowerLost
 from extractor.write import DataFile
+from tests.unit.lakes import NOON, Watch
 
-NOON = datetime(2026, 11, 22, 12, tzinfo=UTC)
 LATEST = "_extractor/latest.json"
-
-
-@dataclass
-class Watch:
-    """A clock that is set by hand."""
-
-    moment: datetime = NOON
-
-    def monotonic(self) -> float:
-        return self.moment.timestamp()
-
-    def now(self) -> datetime:
-        return self.moment
-
-    async def sleep_until(self, deadline: float) -> None:
-        raise NotImplementedError
 
 
 def entry_path(sequence: int) -> str:

@@ -7,36 +7,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from extractor.commit import CommitLog, Leases, clean_orphans, roll_forward
+from extractor.commit import CommitLog, Leases, roll_forward
 from extractor.compaction import compact
 from extractor.errors import ConfigError, LakeError
 from extractor.lake import Lake
-from extractor.store import Store
 from extractor.stores.local import LocalStore
 from extractor.stores.memory import MemoryStore, PowerLost
-from tests.unit.lakes import SmallLake, Watch, rows, small_lake
+from tests.unit.lakes import SmallLake, Watch, cut_off, rows, small_lake
 
 METRICS = ("metrics", "default")
-
-
-@pytest.fixture(params=["local", "memory", "memory without exchange"])
-def store(request: pytest.FixtureRequest, tmp_path: Path, watch: Watch) -> Store:
-    match request.param:
-        case "local":
-            return LocalStore(tmp_path / "lake")
-        case "memory":
-            return MemoryStore(clock=watch.now)
-    return MemoryStore(clock=watch.now, has_folder_exchange=False)
-
-
-@pytest.fixture
-def watch() -> Watch:
-    return Watch()
-
-
-@pytest.fixture
-def lake(store: Store, tmp_path: Path, watch: Watch) -> SmallLake:
-    return small_lake(store, tmp_path, watch)
 
 
 def scrape(run_id: str, day: str, number: int, count: int = 3, **more: pa.Array) -> tuple[str, str, pa.Table]:
@@ -315,43 +294,31 @@ def test_a_reader_that_holds_an_older_entry_keeps_working_for_the_grace_period(l
 def test_a_crash_at_any_step_loses_nothing_and_the_next_verb_ends_it(
     keep_unsynced: bool, tmp_path: Path
 ) -> None:
-    def made() -> SmallLake:
-        watch = Watch()
-        lake = small_lake(MemoryStore(clock=watch.now), tmp_path, watch)
+    def filled(lake: SmallLake) -> None:
         fill(lake, 4)
-        # A file that nobody committed stays where it is.
-        return lake
 
-    lake = made()
-    assert isinstance(lake.store, MemoryStore)
-    before = {run: lake.ids("metrics", run) for run in ("r1", "r3")}
-    lake.store.steps = 0
-    compact(lake.config, upkeep=lake.upkeep())
-    steps = lake.store.steps
+    def call(lake: SmallLake) -> None:
+        compact(lake.config, upkeep=lake.upkeep())
+
+    whole = small_lake(MemoryStore(), tmp_path, Watch())
+    filled(whole)
+    before = {run: whole.ids("metrics", run) for run in ("r1", "r3")}
     outcomes = set()
-    for after_steps in range(steps % 2 if keep_unsynced else 0, steps, 3):
-        lake = made()
-        store = lake.store
-        assert isinstance(store, MemoryStore)
-        store.lose_power(after_steps=after_steps)
-        with pytest.raises(PowerLost):
-            compact(lake.config, upkeep=lake.upkeep())
-        store.crash(keep_unsynced=keep_unsynced)
-
+    for lake in cut_off(tmp_path, filled, call, keep_unsynced=keep_unsynced, every=3):
         assert {run: lake.ids("metrics", run) for run in before} == before
         assert lake.ids("metrics") == lake.glob_ids("metrics") == before["r3"]
         is_committed = lake.lake.entry().summary.get("verb") == "compact"
         outcomes.add((is_committed, len(lake.places("metrics"))))
 
         # A run of another table leaves it; the next verb on the table finishes it.
-        clean_orphans(store, CommitLog(store), live_runs=(), resume_seconds=0) if is_committed else None
-        compact(lake.config, upkeep=lake.upkeep())
+        lake.clean() if is_committed else None
+        call(lake)
         with lake.upkeep().held(METRICS):
             pass
         assert {run: lake.ids("metrics", run) for run in before} == before
         assert lake.ids("metrics") == lake.glob_ids("metrics")
         assert len(lake.places("metrics")) == 2
-        clean_orphans(store, CommitLog(store), live_runs=(), resume_seconds=0)
+        lake.clean()
         assert lake.hidden("staging") == []
 
     # Before the commit, after it with both, one and no folder exchanged.

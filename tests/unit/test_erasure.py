@@ -8,36 +8,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from extractor.commit import CommitLog, Leases, clean_orphans
+from extractor.commit import Leases
 from extractor.compaction import compact
 from extractor.erasure import erase
 from extractor.errors import ConfigError
-from extractor.store import Store
-from extractor.stores.local import LocalStore
-from extractor.stores.memory import MemoryStore, PowerLost
-from tests.unit.lakes import SmallLake, Watch, rows, small_lake
+from tests.unit.lakes import SmallLake, cut_off, rows
 
 USERS = ("users", "default")
-
-
-@pytest.fixture
-def watch() -> Watch:
-    return Watch()
-
-
-@pytest.fixture(params=["local", "memory", "memory without exchange"])
-def store(request: pytest.FixtureRequest, tmp_path: Path, watch: Watch) -> Store:
-    match request.param:
-        case "local":
-            return LocalStore(tmp_path / "lake")
-        case "memory":
-            return MemoryStore(clock=watch.now)
-    return MemoryStore(clock=watch.now, has_folder_exchange=False)
-
-
-@pytest.fixture
-def lake(store: Store, tmp_path: Path, watch: Watch) -> SmallLake:
-    return small_lake(store, tmp_path, watch)
 
 
 def fill(lake: SmallLake) -> list[str]:
@@ -210,32 +187,17 @@ def test_a_snapshot_that_a_run_added_meanwhile_is_searched_too(lake: SmallLake) 
 def test_a_crash_at_any_step_leaves_all_other_rows_and_the_next_call_ends_it(
     keep_unsynced: bool, tmp_path: Path
 ) -> None:
-    def made() -> SmallLake:
-        watch = Watch()
-        lake = small_lake(MemoryStore(clock=watch.now), tmp_path, watch)
-        fill(lake)
-        return lake
+    def call(lake: SmallLake) -> None:
+        erase(lake.config, "users", {"id": "bob"}, upkeep=lake.upkeep("expire"))
 
-    lake = made()
-    assert isinstance(lake.store, MemoryStore)
-    lake.store.steps = 0
-    erase(lake.config, "users", {"id": "bob"}, upkeep=lake.upkeep("expire"))
-    for after_steps in range(1 if keep_unsynced else 0, lake.store.steps, 3):
-        lake = made()
-        store = lake.store
-        assert isinstance(store, MemoryStore)
-        store.lose_power(after_steps=after_steps)
-        with pytest.raises(PowerLost):
-            erase(lake.config, "users", {"id": "bob"}, upkeep=lake.upkeep("expire"))
-        store.crash(keep_unsynced=keep_unsynced)
-
+    for lake in cut_off(tmp_path, fill, call, keep_unsynced=keep_unsynced, every=3):
         assert set(lake.ids("users", "r1")) - {"bob"} == {"ann", "cid"}
         assert lake.ids("users") == ["ann", "cid", "dan"]
 
-        erase(lake.config, "users", {"id": "bob"}, upkeep=lake.upkeep("expire"))
+        call(lake)
         with lake.upkeep("expire").held(USERS):
             pass
-        clean_orphans(store, CommitLog(store), live_runs=(), resume_seconds=0)
+        lake.clean()
         assert [path for path in everywhere(lake) if "users" in path] == []
         assert lake.hidden("staging") == []
         assert lake.ids("users", "r0") == ["ann"]

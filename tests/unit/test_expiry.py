@@ -8,27 +8,10 @@ from extractor.commit import CommitLog, Leases, clean_orphans, live_runs, roll_f
 from extractor.compaction import compact
 from extractor.errors import ConfigError, LakeError
 from extractor.expiry import expire
-from extractor.store import Store
-from extractor.stores.local import LocalStore
-from extractor.stores.memory import MemoryStore, PowerLost
-from tests.unit.lakes import SmallLake, Watch, rows, small_lake
+from extractor.stores.memory import MemoryStore
+from tests.unit.lakes import SmallLake, Watch, cut_off, rows, small_lake
 
 DAY = 86_400
-
-
-@pytest.fixture
-def watch() -> Watch:
-    return Watch()
-
-
-@pytest.fixture(params=["local", "memory"])
-def store(request: pytest.FixtureRequest, tmp_path: Path, watch: Watch) -> Store:
-    return LocalStore(tmp_path / "lake") if request.param == "local" else MemoryStore(clock=watch.now)
-
-
-@pytest.fixture
-def lake(store: Store, tmp_path: Path, watch: Watch) -> SmallLake:
-    return small_lake(store, tmp_path, watch)
 
 
 def fill(lake: SmallLake, days: int = 5) -> None:
@@ -242,35 +225,20 @@ def test_it_waits_for_a_run_and_drops_nothing_of_its(lake: SmallLake) -> None:
 def test_a_crash_at_any_step_loses_nothing_and_the_next_verb_ends_it(
     keep_unsynced: bool, tmp_path: Path
 ) -> None:
-    def made() -> SmallLake:
-        watch = Watch()
-        lake = small_lake(MemoryStore(clock=watch.now), tmp_path, watch)
-        fill(lake, 3)
-        return lake
+    def call(lake: SmallLake) -> None:
+        expire(lake.config, ["services"], keep_last=1, upkeep=lake.upkeep("expire"))
 
-    lake = made()
-    assert isinstance(lake.store, MemoryStore)
-    lake.store.steps = 0
-    expire(lake.config, ["services"], keep_last=1, upkeep=lake.upkeep("expire"))
     places = set()
-    for after_steps in range(lake.store.steps):
-        lake = made()
-        store = lake.store
-        assert isinstance(store, MemoryStore)
-        store.lose_power(after_steps=after_steps)
-        with pytest.raises(PowerLost):
-            expire(lake.config, ["services"], keep_last=1, upkeep=lake.upkeep("expire"))
-        store.crash(keep_unsynced=keep_unsynced)
-
+    for lake in cut_off(tmp_path, lambda lake: fill(lake, 3), call, keep_unsynced=keep_unsynced):
         assert [lake.ids("services", f"r{day}") for day in range(3)] == [["a", f"s{day}"] for day in range(3)]
         places.add(tuple(runs_of(lake, "services")))
 
-        expire(lake.config, ["services"], keep_last=1, upkeep=lake.upkeep("expire"))
+        call(lake)
         with lake.upkeep("expire").held(("services", "default")):
             pass
         assert runs_of(lake, "services") == ["r2"]
         assert lake.ids("services") == ["a", "s2"]
-        clean_orphans(store, CommitLog(store), live_runs=(), resume_seconds=0)
+        lake.clean()
         assert lake.hidden("staging") == []
 
     assert places == {("r0", "r1", "r2"), ("r1", "r2"), ("r2",)}

@@ -3,7 +3,7 @@ from __future__ import annotations
 import gzip
 from collections.abc import Sequence
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 
 import pytest
 
@@ -23,25 +23,14 @@ from extractor.lake import Lake
 from extractor.store import Store
 from extractor.stores.memory import MemoryStore, PowerLost
 from extractor.write import DataFile
+from tests.unit.lakes import NOON, Watch
 
-NOON = datetime(2026, 11, 22, 12, tzinfo=UTC)
 CONTENT = b"rows"
 
 
-class Minutes:
-    """A clock that shows another minute for each entry."""
-
-    def __init__(self, number: int) -> None:
-        self.moment = NOON + timedelta(minutes=number)
-
-    def monotonic(self) -> float:
-        return self.moment.timestamp()
-
-    def now(self) -> datetime:
-        return self.moment
-
-    async def sleep_until(self, deadline: float) -> None:
-        raise NotImplementedError
+def minute(number: int) -> datetime:
+    """When the entry with this number is made."""
+    return NOON + timedelta(minutes=number)
 
 
 def event_file(run_id: str) -> DataFile:
@@ -98,8 +87,8 @@ def add_runs(store: Store, count: int, *, tables: int = 0) -> list[LogEntry]:
             ],
             summary={"requests": number},
             source={},
-            started_at=Minutes(number).now(),
-            clock=Minutes(number),
+            started_at=minute(number),
+            clock=Watch(minute(number)),
             leases=None,
         )
         publish(store, log, entry)
@@ -259,8 +248,8 @@ def test_a_writer_that_slept_does_not_commit_under_a_folded_number(
         updates=[Update(table="other", account="default", state=table("other", "late"), expected=None)],
         summary={},
         source={},
-        started_at=Minutes(2 * FOLD_ENTRIES).now(),
-        clock=Minutes(2 * FOLD_ENTRIES),
+        started_at=minute(2 * FOLD_ENTRIES),
+        clock=Watch(minute(2 * FOLD_ENTRIES)),
         leases=None,
     )
 

@@ -6,7 +6,6 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import BinaryIO
 
@@ -21,21 +20,7 @@ from extractor.store import Store
 from extractor.stores.local import LocalStore
 from extractor.stores.memory import MemoryStore
 from extractor.write import DataFile
-
-NOON = datetime(2026, 11, 22, 12, tzinfo=UTC)
-
-
-class Noon:
-    """A clock that stands still."""
-
-    def monotonic(self) -> float:
-        return 0.0
-
-    def now(self) -> datetime:
-        return NOON
-
-    async def sleep_until(self, deadline: float) -> None:
-        raise NotImplementedError
+from tests.unit.lakes import NOON, Watch
 
 
 def parquet(table: pa.Table) -> bytes:
@@ -120,7 +105,7 @@ def write(
         summary={"requests": 3},
         source={},
         started_at=NOON,
-        clock=Noon(),
+        clock=Watch(),
         leases=None,
         status=status,
         replaced=replaced,

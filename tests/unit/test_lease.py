@@ -1,27 +1,13 @@
 from __future__ import annotations
 
-from datetime import UTC, datetime
-
 import pytest
 
 from extractor.errors import LakeBusy
 from extractor.lease import Leases
 from extractor.stores.memory import MemoryStore
+from tests.unit.lakes import Watch
 
 METRICS = ("metrics", "default")
-
-
-class Noon:
-    """A clock that stands still."""
-
-    def monotonic(self) -> float:
-        return 0.0
-
-    def now(self) -> datetime:
-        return datetime(2026, 11, 22, 12, tzinfo=UTC)
-
-    async def sleep_until(self, deadline: float) -> None:
-        raise NotImplementedError
 
 
 @pytest.mark.parametrize(
@@ -32,8 +18,8 @@ def test_what_needs_the_tables_only_for_a_moment_is_waited_for_and_waits(
     is_first_brief: bool, is_second_brief: bool, is_worth_waiting: bool
 ) -> None:
     store = MemoryStore()
-    first = Leases(store, run_id="r1", clock=Noon(), tables=[METRICS], is_brief=is_first_brief)
-    second = Leases(store, run_id="r2", clock=Noon(), tables=[METRICS], is_brief=is_second_brief)
+    first = Leases(store, run_id="r1", clock=Watch(), tables=[METRICS], is_brief=is_first_brief)
+    second = Leases(store, run_id="r2", clock=Watch(), tables=[METRICS], is_brief=is_second_brief)
     first.acquire()
 
     with pytest.raises(LakeBusy) as caught:
