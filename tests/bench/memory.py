@@ -19,7 +19,7 @@ from tests.bench.ask import ask
 from tests.bench.cases import parse_case
 from tests.bench.measure import Cost, run_measured
 from tests.bench.server import running
-from tests.bench.shapes import SHAPES
+from tests.bench.shapes import SAMPLE_COLUMNS, SHAPES
 from tests.bench.tools import (
     BUILD,
     PAGES,
@@ -46,18 +46,6 @@ path = "/samples/{name}.txt"
 format = "openmetrics"
 key = ["_series", "timestamp"]
 sync = {{ kind = "append", cursor = "timestamp" }}
-
-[metrics.columns]
-name = "string"
-type = "string"
-namespace = "string"
-server_name = "string"
-server_type = "string"
-service_name = "string"
-topology_type = "string"
-labels = "map<string, string>"
-value = "float64"
-timestamp = "timestamp"
 """
 
 
@@ -149,7 +137,7 @@ def _read_samples(name: str, url: str, folder: Path, pythons: Interpreters) -> C
     try:
         _make_fresh(folder)
         (folder / "catalogue").mkdir()
-        (folder / "catalogue" / "metrics.toml").write_text(_METRICS.format(name=name))
+        (folder / "catalogue" / "metrics.toml").write_text(_METRICS.format(name=name) + SAMPLE_COLUMNS)
         write_config(folder, url, concurrency=16, bounds="body_mb = 4096")
         job = Job(
             command=ours_command(pythons),

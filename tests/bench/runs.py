@@ -52,6 +52,7 @@ from extractor.schema import plan_schema
 from extractor.stores.local import LocalStore
 from extractor.upkeep import Upkeep, UpkeepReport
 from extractor.write import TableWriter, WriteSettings
+from tests.bench.shapes import SAMPLE_COLUMNS
 from tests.laws.simulation.clock import START, LoopClock, VirtualLoop
 
 __all__ = ("Month", "check_by_glob", "check_by_log", "read_glob")
@@ -61,7 +62,8 @@ SERIES = 40
 SERVICES = 25
 FIRST = START.replace(hour=0, minute=0)
 
-CATALOGUE = """
+CATALOGUE = (
+    """
 [services]
 path = "/services"
 key  = ["id"]
@@ -77,19 +79,9 @@ path   = "/metrics"
 format = "openmetrics"
 key    = ["_series", "timestamp"]
 sync   = { kind = "append", cursor = "timestamp" }
-
-[metrics.columns]
-name = "string"
-type = "string"
-namespace = "string"
-server_name = "string"
-server_type = "string"
-service_name = "string"
-topology_type = "string"
-labels = "map<string, string>"
-value = "float64"
-timestamp = "timestamp"
 """
+    + SAMPLE_COLUMNS
+)
 
 
 def services_at(number: int) -> bytes:

@@ -10,9 +10,24 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ("SHAPES", "TAG_KEYS", "Row", "Shape", "arrow_schema")
+__all__ = ("SAMPLE_COLUMNS", "SHAPES", "TAG_KEYS", "Row", "Shape", "arrow_schema")
 
 Row = dict[str, object]
+
+SAMPLE_COLUMNS = """
+[metrics.columns]
+name = "string"
+type = "string"
+namespace = "string"
+server_name = "string"
+server_type = "string"
+service_name = "string"
+topology_type = "string"
+labels = "map<string, string>"
+value = "float64"
+timestamp = "timestamp"
+"""
+"""Those of a sample of metrics, as a catalogue says them."""
 
 TAG_KEYS = "team env cost_center owner project level policy compliance zone_hint app stage ticket".split()
 

@@ -137,7 +137,9 @@ def _empty_api() -> Iterator[str]:
         child.stdout.close()
 
 
-class _Empty(http.server.BaseHTTPRequestHandler):
+class Empty(http.server.BaseHTTPRequestHandler):
+    """A server without rows."""
+
     protocol_version = "HTTP/1.1"
 
     def do_GET(self) -> None:
@@ -153,7 +155,7 @@ class _Empty(http.server.BaseHTTPRequestHandler):
 
 def serve_empty() -> None:
     """Answer `[]` on a free port, which is the first line on stdout, until ended."""
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Empty) as server:
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Empty) as server:
         print(f"http://127.0.0.1:{server.server_address[1]}", flush=True)
         server.serve_forever()
 

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 import extractor
 from extractor.account import AccountRun, Credential, TableRun
 from extractor.commit import CommitLog
-from extractor.config import SecretText, load_config
+from extractor.config import SecretText
 from extractor.endpoint import Endpoint, OffsetPaging, PagePaging, Paging, Parent, TokenPaging
 from extractor.errors import NetworkError, StatusError
 from extractor.events import ignore
@@ -35,6 +35,7 @@ from extractor.schedule import Frontier, drain
 from extractor.schema import plan_schema
 from extractor.stores import open_store
 from extractor.testing.clock import VirtualClock
+from tests.flow import own
 
 PAGES = PagePaging(page_param="page", pages_pointer="/pages", total_pointer="/total")
 TOTAL = PagePaging(page_param="page", total_pointer="/total")
@@ -955,7 +956,7 @@ class Counts:
     most: Counter[str] = field(default_factory=Counter)
     open: Counter[str] = field(default_factory=Counter)
 
-    async def answer(self, request: web.BaseRequest) -> web.StreamResponse:
+    async def answer(self, request: web.Request) -> web.StreamResponse:
         path = request.path
         self.asked[path] += 1
         self.open[path] += 1
@@ -973,31 +974,13 @@ class Counts:
 @asynccontextmanager
 async def counting() -> AsyncIterator[Counts]:
     counts = Counts()
-    runner = web.ServerRunner(web.Server(counts.answer))
-    await runner.setup()
-    try:
-        await web.TCPSite(runner, "127.0.0.1", 0).start()
-        counts.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
+    async with own.serving(counts.answer) as counts.url:
         yield counts
-    finally:
-        await runner.cleanup()
 
 
 async def test_forty_pages_are_read_several_at_once_and_stand_in_their_order(tmp_path: Path) -> None:
-    (tmp_path / "own").mkdir()
-    (tmp_path / "own" / "own.toml").write_text(CATALOGUE)
     async with counting() as counts:
-        config = load_config(
-            overrides={
-                "source.base_url": counts.url,
-                "source.builtin": False,
-                "source.catalogs": (str(tmp_path / "own"),),
-                "lake.uri": str(tmp_path / "lake"),
-                "limits.requests_per_second": 2000,
-            },
-            environment={},
-            directory=tmp_path,
-        )
+        config = own.configured(tmp_path, counts.url, CATALOGUE, limits__requests_per_second=2000)
 
         report = await extractor.extract(config, environment={"SKYSQL_API_KEY": "k" * 30})
 
@@ -1018,22 +1001,11 @@ async def test_forty_pages_are_read_several_at_once_and_stand_in_their_order(tmp
 
 
 async def test_the_table_with_the_most_pages_of_the_last_run_is_asked_first(tmp_path: Path) -> None:
-    (tmp_path / "own").mkdir()
     short = '[another]\npath = "/another"\nrecords = "/items"\n'
-    (tmp_path / "own" / "own.toml").write_text(short + CATALOGUE.partition("[tokens]")[0])
+    catalogue = short + CATALOGUE.partition("[tokens]")[0]
     order = []
     async with counting() as counts:
-        config = load_config(
-            overrides={
-                "source.base_url": counts.url,
-                "source.builtin": False,
-                "source.catalogs": (str(tmp_path / "own"),),
-                "lake.uri": str(tmp_path / "lake"),
-                "limits.requests_per_second": 2000,
-            },
-            environment={},
-            directory=tmp_path,
-        )
+        config = own.configured(tmp_path, counts.url, catalogue, limits__requests_per_second=2000)
         for _ in range(2):
             counts.asked.clear()
             await extractor.extract(config, environment={"SKYSQL_API_KEY": "k" * 30})

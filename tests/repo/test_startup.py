@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 import extractor
+from tests.bench.startup import Empty
 
 # Tens to hundreds of milliseconds each: for those who speak to a server or read rows.
 HEAVY = {"aiohttp", "asyncio", "numpy", "pandas", "pyarrow", "rich", "ssl"}
@@ -70,26 +71,10 @@ def _say(code: str, *argv: str, cwd: Path, environment: Mapping[str, str] | None
     return done.stderr.rpartition("loaded:")[2].split()
 
 
-class _Empty(http.server.BaseHTTPRequestHandler):
-    """A server without rows."""
-
-    protocol_version = "HTTP/1.1"
-
-    def do_GET(self) -> None:
-        self.send_response(200)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", "2")
-        self.end_headers()
-        self.wfile.write(b"[]")
-
-    def log_message(self, format: str, *args: object) -> None:
-        """Nothing is logged."""
-
-
 @pytest.fixture(scope="module")
 def run() -> Iterator[tuple[str, ...]]:
     """The arguments of a run of one endpoint that has no rows; it lacks a lake."""
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Empty) as server:
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Empty) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
         url = f"http://127.0.0.1:{server.server_address[1]}"

@@ -263,7 +263,8 @@ async def test_a_failed_refresh_ahead_of_time_leaves_the_token_in_use_to_its_end
     assert await clock.run(work()) == [(1.0, 1), (81.0, 1), (81.5, 1), (85.0, 1), (91.0, 2)]
 
 
-async def test_a_cancelled_waiter_does_not_cancel_the_refresh_of_the_others() -> None:
+async def three_waiters(*, cancelled: int) -> tuple[Issuer, dict[int, int], asyncio.Future[None]]:
+    """Three that ask for a token at once, one of whom is cancelled meanwhile; what the others got, by number."""
     clock = VirtualClock()
     issuer = Issuer(clock, 3600.0)
     tokens = source(clock, issuer)
@@ -274,30 +275,24 @@ async def test_a_cancelled_waiter_does_not_cancel_the_refresh_of_the_others() ->
 
     tasks = [asyncio.ensure_future(request(number)) for number in range(3)]
     await clock.advance(0.5)
-    tasks[1].cancel()
-    await clock.advance(1.0)
+    tasks[cancelled].cancel()
+    await clock.advance(2.0)
+    return issuer, got, tasks[cancelled]
+
+
+async def test_a_cancelled_waiter_does_not_cancel_the_refresh_of_the_others() -> None:
+    issuer, got, task = await three_waiters(cancelled=1)
 
     assert got == {0: 1, 2: 1}
-    assert tasks[1].cancelled()
+    assert task.cancelled()
     assert issuer.asked_at == [0.0]
 
 
 async def test_when_the_one_who_refreshes_is_cancelled_the_next_in_line_takes_over() -> None:
-    clock = VirtualClock()
-    issuer = Issuer(clock, 3600.0)
-    tokens = source(clock, issuer)
-    got: dict[int, int] = {}
-
-    async def request(number: int) -> None:
-        got[number] = (await tokens.get()).generation
-
-    tasks = [asyncio.ensure_future(request(number)) for number in range(3)]
-    await clock.advance(0.5)
-    tasks[0].cancel()
-    await clock.advance(2.0)
+    issuer, got, task = await three_waiters(cancelled=0)
 
     assert got == {1: 1, 2: 1}
-    assert tasks[0].cancelled()
+    assert task.cancelled()
     assert (issuer.asked_at, issuer.in_flight) == ([0.0, 0.5], 0)
 
 

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 import pytest
 
@@ -105,60 +106,38 @@ def commit_run(
     )
 
 
+def planned(name: str, path: str, **other: Any) -> PreviewTable:
+    """A table that will be read with one request, but for what is given otherwise."""
+    usual = {
+        "account": "default",
+        "status": "run",
+        "parent": "",
+        "requests_known": 1,
+        "requests_estimated": None,
+        "windows": 0,
+        "state": "first run",
+        "reason": "",
+    }
+    return PreviewTable(name=name, path=path, **{**usual, **other})
+
+
 def test_a_first_run_is_looked_at_without_a_lake_and_without_a_key(config: Config) -> None:
     found = preview(config, now=NOON)
 
     assert found == Preview(
         lake=found.lake,
         tables=(
-            PreviewTable(
-                name="ports",
-                account="default",
-                status="run",
-                path="/v1/ports",
-                parent="",
-                requests_known=1,
-                requests_estimated=None,
-                windows=0,
-                state="first run",
-                reason="",
-            ),
-            PreviewTable(
-                name="ships",
-                account="default",
-                status="run",
-                path="/v1/ports/{port}/ships",
-                parent="ports",
-                requests_known=0,
-                requests_estimated=None,
-                windows=0,
-                state="first run",
-                reason="",
-            ),
-            PreviewTable(
-                name="keys",
-                account="default",
+            planned("ports", "/v1/ports"),
+            planned("ships", "/v1/ports/{port}/ships", parent="ports", requests_known=0),
+            planned(
+                "keys",
+                "/v1/keys",
                 status="skipped",
-                path="/v1/keys",
-                parent="",
                 requests_known=0,
                 requests_estimated=0,
-                windows=0,
-                state="first run",
                 reason="keys holds credentials; to read it all the same: run.secret = ['keys']",
             ),
-            PreviewTable(
-                name="log",
-                account="default",
-                status="run",
-                path="/v1/log",
-                parent="",
-                requests_known=3,
-                requests_estimated=None,
-                windows=3,
-                state="from 2025-03-08",
-                reason="",
-            ),
+            planned("log", "/v1/log", requests_known=3, windows=3, state="from 2025-03-08"),
         ),
         requests_known=4,
         requests_estimated=None,
@@ -198,17 +177,8 @@ def test_windows_start_where_the_last_run_ended_and_at_its_holes(config: Config)
 
     found = preview(selecting(config, "log"), now=NOON)
 
-    assert table_of(found, "log") == PreviewTable(
-        name="log",
-        account="default",
-        status="run",
-        path="/v1/log",
-        parent="",
-        requests_known=3,
-        requests_estimated=40,
-        windows=3,
-        state="from 2025-03-01",
-        reason="",
+    assert table_of(found, "log") == planned(
+        "log", "/v1/log", requests_known=3, requests_estimated=40, windows=3, state="from 2025-03-01"
     )
     assert (found.requests_estimated, found.seconds, found.warnings) == (40, 20.0, ())
 
@@ -241,15 +211,6 @@ def test_what_run_would_refuse_is_refused(config: Config) -> None:
 def test_a_snapshot_that_the_lake_has_says_how_much_it_holds_and_of_which_run(config: Config) -> None:
     commit_run(config, "ports", requests={"ports": 2})
 
-    assert table_of(preview(selecting(config, "ports"), now=NOON), "ports") == PreviewTable(
-        name="ports",
-        account="default",
-        status="run",
-        path="/v1/ports",
-        parent="",
-        requests_known=1,
-        requests_estimated=2,
-        windows=0,
-        state="9 rows of run r1",
-        reason="",
+    assert table_of(preview(selecting(config, "ports"), now=NOON), "ports") == planned(
+        "ports", "/v1/ports", requests_estimated=2, state="9 rows of run r1"
     )
