@@ -8,7 +8,7 @@ from datetime import datetime
 
 import pyarrow as pa
 
-from extractor.ddl.dialect import Statement, current_select, history_select, view_names
+from extractor.ddl.dialect import Statement, views
 from extractor.ddl.shape import TableShape, timestamp_text
 
 __all__ = ("FOLLOWS", "NOTES", "Athena", "statements")
@@ -85,7 +85,6 @@ def _hive_name(name: str) -> str:
 def statements(shape: TableShape, location: str, tables: Sequence[str]) -> Iterator[Statement]:
     """The table and its two views, in the order in which they are to be made."""
     dialect = Athena()
-    current, history = view_names(shape, tables)
     columns = ",\n  ".join(f"{_hive_name(name)} {_hive_type(type_)}" for name, type_ in shape.columns)
     partitions = ", ".join(
         f"{_hive_name(name)} {'date' if name.endswith('_date') else 'string'}" for name in shape.partitions
@@ -100,10 +99,4 @@ def statements(shape: TableShape, location: str, tables: Sequence[str]) -> Itera
         "TBLPROPERTIES ('parquet.column.index.access' = 'false');",
     )
     yield Statement(object="table", name=shape.name, sql=f"MSCK REPAIR TABLE {_hive_name(shape.name)};")
-    table = dialect.identifier(shape.name)
-    for object_, name, select in (
-        ("current", current, current_select(dialect, shape, table)),
-        ("history", history, history_select(dialect, shape, table)),
-    ):
-        sql = f"CREATE OR REPLACE VIEW {dialect.identifier(name)} AS\n{select};"
-        yield Statement(object=object_, name=name, sql=sql)
+    yield from views(dialect, shape, tables)

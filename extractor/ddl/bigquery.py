@@ -7,7 +7,7 @@ from datetime import datetime
 
 import pyarrow as pa
 
-from extractor.ddl.dialect import Statement, current_select, history_select, view_names
+from extractor.ddl.dialect import Statement, views
 from extractor.ddl.shape import TableShape, timestamp_text
 
 __all__ = ("FOLLOWS", "NOTES", "BigQuery", "statements")
@@ -80,7 +80,6 @@ def statements(shape: TableShape, location: str, tables: Sequence[str]) -> Itera
     """The table and its two views, in the order in which they are to be made."""
     dialect = BigQuery()
     q = dialect.identifier
-    current, history = view_names(shape, tables)
     columns = ",\n  ".join(f"{q(name)} {dialect.type(type_)}" for name, type_ in shape.columns)
     partitions = ", ".join(
         f"{q(name)} {'DATE' if name.endswith('_date') else 'STRING'}" for name in shape.partitions
@@ -95,9 +94,4 @@ def statements(shape: TableShape, location: str, tables: Sequence[str]) -> Itera
         f"  hive_partition_uri_prefix = {dialect.text(folder)},\n"
         "  require_hive_partition_filter = false,\n  enable_list_inference = true\n);",
     )
-    table = q(shape.name)
-    for object_, name, select in (
-        ("current", current, current_select(dialect, shape, table)),
-        ("history", history, history_select(dialect, shape, table)),
-    ):
-        yield Statement(object=object_, name=name, sql=f"CREATE OR REPLACE VIEW {q(name)} AS\n{select};")
+    yield from views(dialect, shape, tables)

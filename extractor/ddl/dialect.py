@@ -19,11 +19,11 @@ __all__ = (
     "Dialect",
     "Statement",
     "columns_of",
-    "current_select",
     "history_select",
     "indented",
     "no_rows",
     "view_names",
+    "views",
 )
 
 
@@ -69,6 +69,20 @@ def columns_of(dialect: Dialect, shape: TableShape, prefix: str = "") -> str:
     return ", ".join(f"{prefix}{dialect.identifier(name)}" for name in shape.names)
 
 
+def views(
+    dialect: Dialect, shape: TableShape, tables: Sequence[str], *, kind: str = "VIEW"
+) -> Iterator[Statement]:
+    """The two views over the table."""
+    current, history = view_names(shape, tables)
+    table = dialect.identifier(shape.name)
+    for object_, name, select in (
+        ("current", current, _current_select(dialect, shape, table)),
+        ("history", history, history_select(dialect, shape, table)),
+    ):
+        sql = f"CREATE OR REPLACE {kind} {dialect.identifier(name)} AS\n{select};"
+        yield Statement(object=object_, name=name, sql=sql)
+
+
 def no_rows(dialect: Dialect, shape: TableShape) -> str:
     """A query with all columns, typed, and no rows."""
     types = {name: pa.string() for name in shape.partitions}
@@ -81,7 +95,7 @@ def no_rows(dialect: Dialect, shape: TableShape) -> str:
     return f"SELECT\n  {listed}\nFROM (SELECT 1 AS one) AS nothing WHERE 1 = 0"
 
 
-def current_select(dialect: Dialect, shape: TableShape, table: str) -> str:
+def _current_select(dialect: Dialect, shape: TableShape, table: str) -> str:
     """The rows of the current files, by the names in their paths."""
     select = f"SELECT {columns_of(dialect, shape)}\nFROM {table}"
     if shape.kind == "events":

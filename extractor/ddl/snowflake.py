@@ -8,7 +8,7 @@ from datetime import datetime
 
 import pyarrow as pa
 
-from extractor.ddl.dialect import Statement, current_select, history_select, view_names
+from extractor.ddl.dialect import Statement, views
 from extractor.ddl.shape import TableShape, timestamp_text
 
 __all__ = ("FOLLOWS", "NOTES", "Snowflake", "setup", "statements")
@@ -89,7 +89,6 @@ def statements(shape: TableShape, location: str, tables: Sequence[str]) -> Itera
     """The table and its two views, in the order in which they are to be made."""
     dialect = Snowflake()
     q = dialect.identifier
-    current, history = view_names(shape, tables)
     columns = [f"{q(name)} {_type_in_path(name)} AS ({_value_in_path(name)})" for name in shape.partitions]
     columns += [
         f"{q(name)} {dialect.type(type_)} AS (VALUE:{q(name)}::{dialect.type(type_)})"
@@ -104,12 +103,7 @@ def statements(shape: TableShape, location: str, tables: Sequence[str]) -> Itera
         f"LOCATION = @{q(_STAGE)}/{shape.name}/\nAUTO_REFRESH = FALSE\nPATTERN = '.*[.]parquet'\n"
         "FILE_FORMAT = (TYPE = PARQUET USE_LOGICAL_TYPE = TRUE BINARY_AS_TEXT = FALSE);",
     )
-    table = q(shape.name)
-    for object_, name, select in (
-        ("current", current, current_select(dialect, shape, table)),
-        ("history", history, history_select(dialect, shape, table)),
-    ):
-        yield Statement(object=object_, name=name, sql=f"CREATE OR REPLACE VIEW {q(name)} AS\n{select};")
+    yield from views(dialect, shape, tables)
 
 
 def _type_in_path(name: str) -> str:

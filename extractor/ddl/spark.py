@@ -7,7 +7,7 @@ from datetime import datetime
 
 import pyarrow as pa
 
-from extractor.ddl.dialect import Statement, current_select, history_select, no_rows, view_names
+from extractor.ddl.dialect import Statement, no_rows, views
 from extractor.ddl.shape import TableShape, timestamp_text
 
 __all__ = ("FOLLOWS", "NOTES", "Spark", "statements")
@@ -82,7 +82,6 @@ def _holds_map(type_: pa.DataType) -> bool:
 def statements(shape: TableShape, location: str, tables: Sequence[str]) -> Iterator[Statement]:
     """The table and its two views, in the order in which they are to be made."""
     dialect = Spark()
-    current, history = view_names(shape, tables)
     table = dialect.identifier(shape.name)
     made = f"CREATE OR REPLACE TEMPORARY VIEW {table}"
     if shape.has_files:
@@ -94,13 +93,7 @@ def statements(shape: TableShape, location: str, tables: Sequence[str]) -> Itera
     else:
         sql = f"{made} AS\n{no_rows(dialect, shape)};"
     yield Statement(object="table", name=shape.name, sql=sql)
-    yield _view("current", current, current_select(dialect, shape, table), dialect)
-    yield _view("history", history, history_select(dialect, shape, table), dialect)
-
-
-def _view(object_: str, name: str, select: str, dialect: Spark) -> Statement:
-    sql = f"CREATE OR REPLACE TEMPORARY VIEW {dialect.identifier(name)} AS\n{select};"
-    return Statement(object=object_, name=name, sql=sql)
+    yield from views(dialect, shape, tables, kind="TEMPORARY VIEW")
 
 
 def _plain(path: str) -> str:
