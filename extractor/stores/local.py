@@ -323,10 +323,12 @@ class LocalStore:
         try:
             yield
         except FileNotFoundError as error:
-            raise StoreMissing(
-                f"cannot {verb} {path} in lake {self.uri}: there is no such file; "
-                "run `skysql-extract verify` to see what is missing"
-            ) from error
+            what = (
+                "its folder is gone or cannot be made; see to the file system, then run again"
+                if verb == "write"
+                else "there is no such file; run `skysql-extract verify` to see what is missing"
+            )
+            raise StoreMissing(f"cannot {verb} {path} in lake {self.uri}: {what}") from error
         except OSError as error:
             reason = error.strerror or type(error).__name__
             remedy = _REMEDIES.get(error.errno or 0, "see to the file system, then run again")

@@ -169,7 +169,7 @@ class Site:
     )
 
     def read(self, path: str) -> bytes:
-        with urllib.request.urlopen(self.url + path, timeout=60) as answer:
+        with urllib.request.urlopen(self.url + path, timeout=300) as answer:
             content = answer.read()
         assert isinstance(content, bytes)
         return content

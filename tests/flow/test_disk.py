@@ -322,6 +322,16 @@ def test_a_lake_that_is_read_only_is_7_and_nothing_is_requested(
     assert rows_of(lake) == old
 
 
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="no file system here refuses folders so")
+def test_a_lake_where_no_folder_can_be_made_is_7_and_is_said_to_be_so(
+    site: Site, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, line = run(site, Path("/proc/lake"), capsys)
+
+    assert code == 7
+    assert "its folder is gone or cannot be made; see to the file system, then run again" in line
+
+
 # --- taken away, forbidden -------------------------------------------------------------------------------------
 
 
