@@ -69,11 +69,15 @@ class Lake:
         self.store: Store = open_store(uri) if isinstance(uri, (str, Path)) else uri
         self.log = CommitLog(self.store)
 
-    def entry(self, as_of: str | None = None) -> LogEntry:
+    def entry(self, as_of: str | LogEntry | None = None) -> LogEntry:
         """The newest entry, or the last one of a run: its id, a unique beginning of it, or `latest`.
+
+        Every `as_of` may also be an entry: whoever reads several tables of one commit asks for it once.
 
         Raises: LakeError if nothing was committed yet; ConfigError for an unknown run.
         """
+        if isinstance(as_of, LogEntry):
+            return as_of
         if as_of is None or as_of == "latest":
             newest = self.log.newest()
             if newest is None:
@@ -109,11 +113,13 @@ class Lake:
         """One run. Arguments and errors as of `entry`."""
         return _run_row(self.entry(name))
 
-    def tables(self, as_of: str | None = None) -> list[str]:
+    def tables(self, as_of: str | LogEntry | None = None) -> list[str]:
         """The names of the tables that have files, sorted."""
         return _table_names(self.entry(as_of))
 
-    def table(self, name: str, *, as_of: str | None = None, account: str | None = None) -> LakeTable:
+    def table(
+        self, name: str, *, as_of: str | LogEntry | None = None, account: str | None = None
+    ) -> LakeTable:
         """One table, of all accounts unless one is named.
 
         Raises: ConfigError for an unknown table, account or run; LakeError if the log cannot be read.
@@ -131,7 +137,7 @@ class Lake:
         states = self.table(name, account=account).states
         return [version for state in states for version in versions_of(state.account, state.state)]
 
-    def files(self, table: str | None = None, as_of: str | None = None) -> list[FileRow]:
+    def files(self, table: str | None = None, as_of: str | LogEntry | None = None) -> list[FileRow]:
         """The data files of the state, by table, account and path. Errors as of `table`."""
         entry = self.entry(as_of)
         merges = self._merges(entry)
@@ -187,7 +193,9 @@ class Lake:
             parts.append(Part(account=other, before=_only_in(old, new), after=_only_in(new, old)))
         return TableDiff(name, key, parts)
 
-    def history(self, name: str, *, as_of: str | None = None, account: str | None = None) -> History:
+    def history(
+        self, name: str, *, as_of: str | LogEntry | None = None, account: str | None = None
+    ) -> History:
         """Every state that every row of the table had, and from when to when. Errors as of `table`.
 
         Snapshots that have been dropped are not in it: what stood before them is taken to have held on.
@@ -198,7 +206,12 @@ class Lake:
         return History(name, past.key, past.schema, past.series(account))
 
     def changes(
-        self, name: str, *, since: str | None = None, as_of: str | None = None, account: str | None = None
+        self,
+        name: str,
+        *,
+        since: str | None = None,
+        as_of: str | LogEntry | None = None,
+        account: str | None = None,
     ) -> Changes:
         """Every change between one snapshot of the table and the next, after the run `since`, or from the
         first snapshot on. Errors as of `table`.

@@ -22,6 +22,8 @@ from extractor.lake import Lake, LakeTable
 if TYPE_CHECKING:
     import duckdb
 
+    from extractor.commit import LogEntry
+
 __all__ = ("connect", "query")
 
 HISTORY, CHANGES = "_history", "_changes"
@@ -43,32 +45,36 @@ def query(lake: Lake, text: str, *, as_of: str | None = None) -> pa.Table:
     cannot be read.
     """
     for attempt in range(1, _ATTEMPTS + 1):
-        with connect(lake, text, as_of=as_of) as connection:
+        entry = lake.entry(as_of)
+        with connect(lake, text, as_of=entry) as connection:
             try:
                 return _run(connection, text)
             except _errors() as error:
                 # Files may have been published between the look and the query.
                 if _is_io(error) and attempt < _ATTEMPTS:
                     continue
-                _blame_the_lake(lake, text, as_of, error)
-                raise ConfigError(f"the query cannot be run: {_told(lake, as_of, error)}") from error
+                _blame_the_lake(lake, text, entry, error)
+                raise ConfigError(f"the query cannot be run: {_told(lake, entry, error)}") from error
     raise LakeError(f"the files of lake {lake.store.uri} are moved all the time; run the query again")
 
 
 @contextmanager
-def connect(lake: Lake, text: str, *, as_of: str | None = None) -> Iterator[duckdb.DuckDBPyConnection]:
-    """A DuckDB connection with the views that the query names; everything else is closed to it.
+def connect(
+    lake: Lake, text: str, *, as_of: str | LogEntry | None = None
+) -> Iterator[duckdb.DuckDBPyConnection]:
+    """A DuckDB connection with the views that the query names, all of one commit; everything else is closed to it.
 
     Raises: as `query`.
     """
     duckdb = _duckdb()
+    entry = lake.entry(as_of)
     settings = {"autoinstall_known_extensions": "false", "autoload_known_extensions": "false"}
     with tempfile.TemporaryDirectory(prefix="skysql-extract-") as folder:
         connection = duckdb.connect(":memory:", config=settings)
         try:
             connection.execute("SET TimeZone = 'UTC'")
             connection.execute(f"SET temp_directory = {_quoted(folder)}")
-            paths = _make_views(connection, lake, text, as_of)
+            paths = _make_views(connection, lake, text, entry)
             connection.execute(f"SET allowed_paths = [{', '.join(map(_quoted, paths))}]")
             connection.execute("SET enable_external_access = false")
             connection.execute("SET lock_configuration = true")
@@ -99,21 +105,21 @@ def _run(connection: duckdb.DuckDBPyConnection, text: str) -> pa.Table:
 # --- views --------------------------------------------------------------------------------------------------
 
 
-def _make_views(connection: duckdb.DuckDBPyConnection, lake: Lake, text: str, as_of: str | None) -> list[str]:
+def _make_views(connection: duckdb.DuckDBPyConnection, lake: Lake, text: str, entry: LogEntry) -> list[str]:
     """Make the views that the query needs, and give the paths that they read."""
     words = {word.lower() for word in _WORD.findall(text)}
-    tables = lake.tables(as_of)
+    tables = lake.tables(entry)
     is_list = not words.isdisjoint(_LISTS)
     paths: list[str] = []
     for name in tables:
         if is_list or name.lower() in words:
-            paths += _make_view(connection, lake.table(name, as_of=as_of))
+            paths += _make_view(connection, lake.table(name, as_of=entry))
     for name in tables:
         for ending, past in ((HISTORY, lake.history), (CHANGES, lake.changes)):
             view = f"{name}{ending}"
             if view.lower() in words and view not in tables:
                 # Into DuckDB's own memory, which may go to disk.
-                connection.register("_stream", pa.RecordBatchReader.from_stream(past(name, as_of=as_of)))
+                connection.register("_stream", pa.RecordBatchReader.from_stream(past(name, as_of=entry)))
                 connection.execute(f"CREATE TABLE {_name(view)} AS SELECT * FROM _stream")
                 connection.unregister("_stream")
     return paths
@@ -169,15 +175,15 @@ def _is_io(error: Exception) -> bool:
     return isinstance(error, (duckdb.IOException, duckdb.FatalException))
 
 
-def _blame_the_lake(lake: Lake, text: str, as_of: str | None, error: Exception) -> None:
+def _blame_the_lake(lake: Lake, text: str, entry: LogEntry, error: Exception) -> None:
     """Raise LakeError if it is a file of the lake that cannot be read, and not the query that is wrong."""
     duckdb = _duckdb()
     if isinstance(error, duckdb.ProgrammingError) and not isinstance(error, duckdb.InvalidInputException):
         return
     words = {word.lower() for word in _WORD.findall(text)}
-    for name in lake.tables(as_of):
+    for name in lake.tables(entry):
         if name.lower() in words:
-            _read_through(lake.table(name, as_of=as_of))
+            _read_through(lake.table(name, as_of=entry))
 
 
 def _read_through(table: LakeTable) -> None:
@@ -185,12 +191,12 @@ def _read_through(table: LakeTable) -> None:
         pass
 
 
-def _told(lake: Lake, as_of: str | None, error: Exception) -> str:
+def _told(lake: Lake, entry: LogEntry, error: Exception) -> str:
     """What is wrong with a query, with the lake's own names for a table that there is not."""
     unknown = re.search(r"Table with name (\S+) does not exist", str(error))
     if unknown is None:
         return _one_line(error)
-    tables = lake.tables(as_of)
+    tables = lake.tables(entry)
     close = difflib.get_close_matches(
         unknown[1], [f"{name}{ending}" for name in tables for ending in ("", HISTORY, CHANGES)], n=1
     )

@@ -5,7 +5,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 import pytest
@@ -170,6 +170,40 @@ def test_files_that_are_published_meanwhile_are_looked_for_again(
     past.night({"services": [{"id": "a"}]}, moves=False)
 
     assert values(query(past.lake, "SELECT id FROM services")) == [("a",)]
+
+
+@pytest.mark.parametrize("as_of", [None, "latest", "night-1"])
+@pytest.mark.parametrize("ending", ["", "_history", "_changes"])
+def test_all_tables_of_a_query_are_those_of_one_commit(
+    ending: str, as_of: str | None, nights: Any, syncs: Any
+) -> None:
+    class Busy(MemoryStore):
+        """A run commits to both tables while the first one is read."""
+
+        is_armed = False
+
+        def open_input(self, path: str) -> BinaryIO:
+            if self.is_armed and path.startswith("alerts/"):
+                self.is_armed = False
+                commit_both("2026-03-02")
+            return super().open_input(path)
+
+    store = Busy()
+    past = nights(store, types={"id": "string", "at": "timestamp"})
+
+    def commit_both(day: str) -> None:
+        past.count = 0  # one run, in several steps
+        row = {"id": day, "at": f"{day}T01:00:00Z", "window": day}
+        events = syncs["notices"]
+        past.night({"alerts": [row], "notices": [row]}, syncs={"alerts": events, "notices": events})
+
+    commit_both("2026-03-01")
+    store.is_armed = True
+
+    text = f"SELECT (SELECT count(*) FROM alerts{ending}), (SELECT count(*) FROM notices{ending})"
+
+    assert values(query(past.lake, text, as_of=as_of)) == [(1, 1)]
+    assert values(query(past.lake, text, as_of=as_of)) == [(2, 2)]
 
 
 # --- the command --------------------------------------------------------------------------------------------
