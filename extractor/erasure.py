@@ -1,31 +1,39 @@
 """A person's rows, removed from every snapshot: each file that holds some is written anew without them.
 
-Nothing of it waits for a grace period: the old files go at once, and so do copies that are kept for readers.
-The log says from which table, by which columns and how many rows were erased; not whose.
+A value counts wherever it landed: in any version of its column, or in the rescued data. Nothing of it waits for a
+grace period: the old files go at once, and so do copies that are kept for readers or that a repair put aside. The
+log says from which table, by which columns and how many rows were erased; not whose.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from decimal import Decimal
+from typing import IO
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from extractor.batch import ROWS_MAX
-from extractor.commit import LogEntry, TableKey, TableState, staged_path
+from extractor.commit import LogEntry, TableKey, TableState, old_path, staged_path
 from extractor.config import Config
 from extractor.errors import ConfigError, LakeError
 from extractor.mergesort import ROWS_HELD
 from extractor.past import live_files
+from extractor.places import ASIDE
 from extractor.rowsum import RowSum, sum_rows
+from extractor.schema import RESCUED, source_name
+from extractor.store import StoreMissing
 from extractor.upkeep import Change, Upkeep, UpkeepReport, chosen_tables, sum_files
 from extractor.write import DataFile, OpenFile, open_file
 
 __all__ = ("erase",)
 
-_OLD = "_extractor/old"
+_UNREADABLE = (OSError, pa.ArrowException)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,9 +68,7 @@ def erase(
     with up.at_work(is_dry_run=is_dry_run):
         for key in keys:
             eraser.erase(key, entry, is_dry_run=is_dry_run)
-        if not eraser.columns.issuperset(where):
-            missing = sorted(set(where) - eraser.columns)[0]
-            raise ConfigError(f"--where {missing}: table {table} has no such column")
+        eraser.check_columns(table)
     return up.report(is_dry_run=is_dry_run)
 
 
@@ -71,17 +77,31 @@ class _Eraser:
         self._up = up
         self._where = where
         self._count = 0
-        self.columns: set[str] = set()
-        """Those of the wanted columns that were found in a file."""
+        self._answered: set[str] = set()
+        """Those of the wanted columns in which some file could have the value."""
+        self._refused: dict[str, pa.DataType] = {}
+        """The types of columns that were found and cannot have it."""
+        self._aside_told: set[str] = set()
+
+    def check_columns(self, table: str) -> None:
+        """Return if each condition could be met somewhere. Raises: ConfigError; nothing was erased then."""
+        for column in sorted(self._where.keys() - self._answered):
+            if column in self._refused:
+                raise ConfigError(
+                    f"--where {column}={self._where[column]}: no value of {self._refused[column]}"
+                )
+            raise ConfigError(f"--where {column}: table {table} has no such column")
 
     def erase(self, key: TableKey, entry: LogEntry, *, is_dry_run: bool) -> None:
         up = self._up
         seen = live_files(up.log, entry, key)
         if is_dry_run:
             hits = {file.path: rows for file in seen.values() if (rows := self._rows(file, entry))}
-            if hits:
-                change = Change.of_files(key, [seen[path] for path in hits], rows=sum(hits.values()))
-                up.foresee(change, hits)
+            aside = self._aside(key)
+            if hits or aside:
+                old = [seen[path] for path in hits]
+                change = Change.of_files(key, old, rows=sum(hits.values()), aside=len(aside))
+                up.foresee(change, [*hits, *aside])
             return
         rewritten = self._rewrite(seen.values(), entry)
         with up.held(key) as leases:
@@ -90,12 +110,14 @@ class _Eraser:
             # What was merged or dropped meanwhile is another file now, or none.
             rewritten = [one for one in rewritten if one.old.path in files]
             rewritten += self._rewrite((file for path, file in files.items() if path not in seen), newest)
-            if rewritten:
+            aside = self._aside(key)
+            if rewritten or aside:
                 change = Change.of_files(
                     key,
                     [one.old for one in rewritten],
                     [one.new for one in rewritten],
                     rows=sum(one.old.rows - one.new.rows for one in rewritten),
+                    aside=len(aside),
                 )
                 up.commit(
                     leases,
@@ -108,47 +130,87 @@ class _Eraser:
                     erased={"table": key[0], "columns": sorted(self._where)},
                 )
             self._purge_old(key)
+            for place in aside:
+                self._purge_aside(place)
+            up.paths.extend(aside)
 
     def _purge_old(self, key: TableKey) -> None:
         """Remove what is kept for readers of older entries, where it holds such rows."""
         store = self._up.store
-        start = f"{_OLD}/{key[0]}/"
-        places = [stored.path for stored in store.list(start) if stored.path.endswith(".parquet")]
-        store.delete_files([place for place in places if any(map(_any, self._masks(place)))])
+        store.delete_files([place for place in self._copies(old_path(key[0])) if self._holds(place)])
+
+    def _aside(self, key: TableKey) -> list[str]:
+        """What a repair took out of the table, where it holds such rows; each is given once."""
+        found = [
+            place
+            for place in self._copies(ASIDE)
+            if place.removeprefix(f"{ASIDE}/").split("/")[1] == key[0]
+            and place not in self._aside_told
+            and self._holds(place)
+        ]
+        self._aside_told.update(found)
+        return found
+
+    def _purge_aside(self, place: str) -> None:
+        """Write the copy anew without such rows; what cannot be read goes whole."""
+        store = self._up.store
+
+        def start(first: pa.Table, is_compacted: bool) -> OpenFile:
+            compression = self._up.config.parquet.compression
+            return OpenFile(store.open_output(place), place, (), first, compression, is_compacted)
+
+        try:
+            with store.open_input(place) as stream:
+                self._copy_kept(stream, start)
+        except _UNREADABLE:
+            store.delete(place)
+
+    def _copies(self, folder: str) -> list[str]:
+        return [stored.path for stored in self._up.store.list(folder) if stored.path.endswith(".parquet")]
+
+    def _holds(self, place: str) -> bool:
+        """True where a copy holds such rows, or cannot be read, so that nobody can tell."""
+        with suppress(StoreMissing), self._up.store.open_input(place) as stream:
+            try:
+                return any(map(_any, self._masks(stream)))
+            except _UNREADABLE:
+                return True
+        return False
 
     def _rows(self, file: DataFile, entry: LogEntry) -> int:
-        place = self._up.lake.locate(file.path, entry)
-        return sum(pc.sum(mask).as_py() or 0 for mask in self._masks(place))
+        with self._up.store.open_input(self._up.lake.locate(file.path, entry)) as stream:
+            return self._count_rows(stream)
+
+    def _count_rows(self, stream: IO[bytes]) -> int:
+        return sum(pc.sum(mask).as_py() or 0 for mask in self._masks(stream))
 
     def _rewrite(self, files: Iterable[DataFile], entry: LogEntry) -> list[_Rewritten]:
-        return [
-            self._rewrite_one(file, self._up.lake.locate(file.path, entry))
-            for file in files
-            if file.rows and self._rows(file, entry)
-        ]
+        found = (self._rewrite_one(file, self._up.lake.locate(file.path, entry)) for file in files)
+        return [one for one in found if one is not None]
 
-    def _rewrite_one(self, file: DataFile, place: str) -> _Rewritten:
+    def _rewrite_one(self, file: DataFile, place: str) -> _Rewritten | None:
+        """The file without such rows, staged; None if it holds none."""
         up = self._up
         path = f"{file.path.rpartition('/')[0]}/{up.run_id}-{self._count:05d}.parquet"
-        self._count += 1
-        before = RowSum()
-        opened: OpenFile | None = None
-        with up.store.open_input(place) as stream:
-            source = pq.ParquetFile(pa.PythonFile(stream, mode="r"))
-            schema = source.schema_arrow.remove_metadata()
-            metadata = source.metadata
-            is_compacted = any(
-                metadata.row_group(number).num_rows > ROWS_MAX for number in range(metadata.num_row_groups)
+
+        def start(first: pa.Table, is_compacted: bool) -> OpenFile:
+            compression = up.config.parquet.compression
+            return open_file(
+                up.store,
+                up.run_id,
+                path,
+                file.partition,
+                first,
+                compression=compression,
+                is_compacted=is_compacted,
             )
-            for number in range(source.num_row_groups):
-                group = source.read_row_group(number, use_threads=False).replace_schema_metadata()
-                kept = group.filter(pc.invert(self._mask(group)))
-                before += sum_rows(kept)
-                if kept.num_rows:
-                    opened = opened or self._open(file, path, kept, is_compacted=is_compacted)
-                    opened.write(kept)
-        opened = opened or self._open(file, path, schema.empty_table(), is_compacted=False)
-        new = opened.close()
+
+        with up.store.open_input(place) as stream:
+            if not self._count_rows(stream):
+                return None
+            stream.seek(0)
+            self._count += 1
+            new, schema, before = self._copy_kept(stream, start)
         after = sum_files(up.store, [staged_path(up.run_id, path)], schema, rows_max=ROWS_HELD)
         if after != before:
             raise LakeError(
@@ -157,28 +219,45 @@ class _Eraser:
             )
         return _Rewritten(old=file, new=new)
 
-    def _open(self, file: DataFile, path: str, first: pa.Table, *, is_compacted: bool) -> OpenFile:
-        return open_file(
-            self._up.store,
-            self._up.run_id,
-            path,
-            file.partition,
-            first,
-            compression=self._up.config.parquet.compression,
-            is_compacted=is_compacted,
+    def _copy_kept(
+        self, stream: IO[bytes], start: Callable[[pa.Table, bool], OpenFile]
+    ) -> tuple[DataFile, pa.Schema, RowSum]:
+        """Write the rows that stay to the file that `start` begins; with their schema and sum."""
+        before = RowSum()
+        opened: OpenFile | None = None
+        source = pq.ParquetFile(pa.PythonFile(stream, mode="r"))
+        schema = source.schema_arrow.remove_metadata()
+        metadata = source.metadata
+        is_compacted = any(
+            metadata.row_group(number).num_rows > ROWS_MAX for number in range(metadata.num_row_groups)
         )
-
-    def _masks(self, place: str) -> Iterator[pa.ChunkedArray]:
-        """For each row group of a file, which of its rows are to go; only the columns asked for are read."""
-        with self._up.store.open_input(place) as stream:
-            source = pq.ParquetFile(pa.PythonFile(stream, mode="r"))
-            names = [name for column in self._where for name in _versions(column, source.schema_arrow.names)]
-            if not names:
-                return
+        try:
             for number in range(source.num_row_groups):
-                yield self._mask(source.read_row_group(number, columns=names, use_threads=False))
-            if not source.num_row_groups:
-                self._mask(source.schema_arrow.empty_table())
+                group = source.read_row_group(number, use_threads=False).replace_schema_metadata()
+                kept = group.filter(pc.invert(self._mask(group)))
+                before += sum_rows(kept)
+                if kept.num_rows:
+                    opened = opened or start(kept, is_compacted)
+                    opened.write(kept)
+            opened = opened or start(schema.empty_table(), False)
+            return opened.close(), schema, before
+        except BaseException:
+            if opened is not None:
+                opened.abort()
+            raise
+
+    def _masks(self, stream: IO[bytes]) -> Iterator[pa.ChunkedArray]:
+        """For each row group of a file, which of its rows are to go; only the columns asked for are read."""
+        source = pq.ParquetFile(pa.PythonFile(stream, mode="r"))
+        present = source.schema_arrow.names
+        names = [name for column in self._where for name in _versions(column, present)]
+        names += [RESCUED] if RESCUED in present else []
+        if not names:
+            return
+        for number in range(source.num_row_groups):
+            yield self._mask(source.read_row_group(number, columns=names, use_threads=False))
+        if not source.num_row_groups:
+            self._mask(source.schema_arrow.empty_table())
 
     def _mask(self, rows: pa.Table) -> pa.ChunkedArray:
         mask: pa.Array | pa.ChunkedArray = pa.repeat(pa.scalar(True), rows.num_rows)
@@ -187,19 +266,34 @@ class _Eraser:
         return mask
 
     def _matches(self, rows: pa.Table, column: str, text: str) -> pa.Array | pa.ChunkedArray:
-        """The rows that have the value in the column, in whichever of its versions."""
-        versions = _versions(column, rows.schema.names)
+        """The rows that have the value in the column, in whichever of its versions, or rescued under its key."""
         found: pa.Array | pa.ChunkedArray = pa.repeat(pa.scalar(False), rows.num_rows)
-        if not versions:
-            return found
-        self.columns.add(column)
-        values = [_scalar(text, rows.schema.field(name).type) for name in versions]
-        if not any(value is not None for value in values):
-            raise ConfigError(f"--where {column}={text}: no value of {rows.schema.field(versions[0]).type}")
-        for name, value in zip(versions, values, strict=True):
-            if value is not None:
-                found = pc.or_(found, pc.fill_null(pc.equal(rows[name], value), False))
+        for name in _versions(column, rows.schema.names):
+            value = _scalar(text, rows.schema.field(name).type)
+            if value is None:
+                self._refused.setdefault(column, rows.schema.field(name).type)
+                continue
+            self._answered.add(column)
+            found = pc.or_(found, pc.fill_null(pc.equal(rows[name], value), False))
+        if RESCUED in rows.schema.names:
+            found = pc.or_(found, self._rescued_matches(rows[RESCUED], column, text))
         return found
+
+    def _rescued_matches(self, rescued: pa.ChunkedArray, column: str, text: str) -> pa.Array:
+        if rescued.null_count == len(rescued):
+            return pa.repeat(pa.scalar(False), len(rescued))
+        key, wanted = source_name(column), _read_json(text)
+        matches: list[bool] = []
+        for left in rescued.to_pylist():
+            values = _read_json(left) if isinstance(left, str) else None
+            value = values.get(key) if isinstance(values, dict) else None
+            if value is not None:
+                self._answered.add(column)
+            # As text, or as the number that it is however it is written.
+            matches.append(
+                value is not None and (value == text or (type(value) is type(wanted) and value == wanted))
+            )
+        return pa.array(matches, pa.bool_())
 
 
 def _without(state: TableState, rewritten: Sequence[_Rewritten]) -> TableState:
@@ -212,13 +306,21 @@ def _without(state: TableState, rewritten: Sequence[_Rewritten]) -> TableState:
 
 
 def _versions(column: str, names: Sequence[str]) -> list[str]:
-    return [name for name in names if name == column or name.startswith(f"{column}__v")]
+    return [name for name in names if column in (name, source_name(name))]
 
 
 def _scalar(text: str, type_: pa.DataType) -> pa.Scalar | None:
     try:
         return pa.scalar(text).cast(type_)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+        return None
+
+
+def _read_json(text: str) -> object:
+    """The value with every digit of its numbers; None for what is no JSON."""
+    try:
+        return json.loads(text, parse_int=Decimal, parse_float=Decimal)
+    except (ValueError, RecursionError):
         return None
 
 

@@ -9,7 +9,10 @@ from typing import IO
 from extractor.commit import old_path
 from extractor.store import Store, StoreMissing, staged_path
 
-__all__ = ("open_data_file", "places")
+__all__ = ("ASIDE", "open_data_file", "places")
+
+ASIDE = "_extractor/aside"
+"""Where repaired lakes keep what was taken out of them, by run; nobody reads it."""
 
 
 def places(path: str, publishing: Iterable[str]) -> Iterator[str]:

@@ -28,15 +28,12 @@ from extractor.commit import (
 )
 from extractor.endpoint import Endpoint
 from extractor.errors import CommitConflict, LakeBusy
-from extractor.places import places
+from extractor.places import ASIDE, places
 from extractor.store import Store, StoreMissing
 from extractor.verify import Finding, Target, check_files, read_log
 from extractor.write import DataFile
 
-__all__ = ("ASIDE", "Repair", "repair")
-
-ASIDE = "_extractor/aside"
-"""Where repaired lakes keep what was taken out of them; nobody reads it."""
+__all__ = ("Repair", "repair")
 
 _PAUSE_SECONDS = 2.0
 _REPLANS = 20

@@ -51,6 +51,7 @@ __all__ = (
     "plan_schema",
     "read_type",
     "render_type",
+    "source_name",
 )
 
 RESCUED = "_rescued_data"
@@ -115,7 +116,7 @@ REDACTED = "[redacted]"
 
 _DECIMAL_TEXT = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?", re.ASCII)
 _UTC_TEXT = r"^\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d:\d\d)$"
-_VERSIONED = re.compile(r".+__v\d+", re.ASCII | re.DOTALL)
+_VERSIONED = re.compile(r"(.+)__v\d+", re.ASCII | re.DOTALL)
 _YEAR_1, _YEAR_10000 = -62_135_596_800_000_000, 253_402_300_800_000_000
 
 
@@ -349,6 +350,12 @@ def pinned_field(entry: Mapping[str, object]) -> Field:
         is_live=bool(entry.get("live", True)),
         is_inferred=bool(entry.get("inferred", False)),
     )
+
+
+def source_name(column: str) -> str:
+    """The key of the answers whose values stand in a column, which may be one of a corrected type."""
+    versioned = _VERSIONED.fullmatch(column)
+    return versioned[1] if versioned else column
 
 
 def is_secret_name(name: str) -> bool:

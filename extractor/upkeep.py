@@ -58,6 +58,8 @@ class Change:
     bytes_added: int = 0
     rows_removed: int = 0
     snapshots_removed: int = 0
+    files_aside: int = 0
+    """Files that a repair had put aside, and that were rewritten or removed too."""
 
     @classmethod
     def of_files(
@@ -68,6 +70,7 @@ class Change:
         *,
         rows: int = 0,
         snapshots: int = 0,
+        aside: int = 0,
     ) -> Change:
         """Files that went and came."""
         return cls(
@@ -79,6 +82,7 @@ class Change:
             bytes_added=sum(file.size_bytes for file in new),
             rows_removed=rows,
             snapshots_removed=snapshots,
+            files_aside=aside,
         )
 
 

@@ -37,6 +37,11 @@ def _text(report: UpkeepReport) -> str:
     lines = [
         columns_text(_HEADS, [_cells(change) for change in report.tables], numbers=frozenset(_HEADS[2:]))
     ]
+    lines += [
+        f"{change.name}: rows were in {count_text(change.files_aside, 'file')} put aside by a repair as well"
+        for change in report.tables
+        if change.files_aside
+    ]
     if report.is_dry_run:
         lines += [
             "",

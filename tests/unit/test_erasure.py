@@ -116,6 +116,133 @@ def test_a_corrected_column_is_looked_at_in_all_its_versions(lake: SmallLake) ->
     assert lake.lake.table("users").to_arrow()["id__v2"].to_pylist() == [8]
 
 
+def test_a_column_whose_name_only_begins_like_another_is_not_looked_at(lake: SmallLake) -> None:
+    verified = pa.array(["a", "z"], pa.string())
+    lake.run("r0", ("users", "snapshot_date=2026-11-20", rows("r0", "a", "b", id__verified=verified)))
+    lake.run("r1", ("users", "snapshot_date=2026-11-21", rows("r1", "z", "b", id__verified=verified)))
+
+    erase(lake.config, "users", {"id": "z"}, upkeep=lake.upkeep("expire"))
+
+    assert (lake.ids("users", "r0"), lake.ids("users")) == (["a", "b"], ["b"])
+
+
+def rescued(run_id: str, *left: str | None, **more: pa.Array) -> pa.Table:
+    """Rows `0`, `1` and so on, with what was left over of them."""
+    ids = [str(number) for number in range(len(left))]
+    return rows(run_id, *ids, **more, _rescued_data=pa.array(left, pa.string()))
+
+
+def test_a_value_that_fitted_no_column_is_found_in_the_rescued_data(lake: SmallLake) -> None:
+    numbers = rescued(
+        "r0",
+        None,
+        '{"number":"bob"}',
+        '{"other":"bob"}',
+        '{"number":{"name":"bob"}}',
+        number__v2=pa.array([7, None, None, None], pa.int64()),
+    )
+    lake.run("r0", ("users", "snapshot_date=2026-11-20", numbers))
+    lake.run(
+        "r1", ("users", "snapshot_date=2026-11-21", rescued("r1", None, '{"mail":"ann","number":"bob"}'))
+    )
+
+    report = erase(lake.config, "users", {"number": "bob"}, upkeep=lake.upkeep("expire"))
+
+    assert (lake.ids("users", "r0"), lake.ids("users")) == (["0", "2", "3"], ["0"])
+    assert report.tables[0].rows_removed == 2
+    assert lake.lake.verify(everything=True).findings == ()
+
+
+@pytest.mark.parametrize(
+    ("left", "value", "is_found"),
+    [
+        ('{"mail":"bob"}', "bob", True),
+        ('{"mail":1.50}', "1.5", True),
+        ('{"mail":12345678901234567891}', "12345678901234567891", True),
+        ('{"mail":12345678901234567891}', "12345678901234567892", False),
+        ('{"mail":true}', "true", True),
+        ('{"mail":true}', "1", False),
+        ('{"mail":["bob"]}', "bob", False),
+        ('{"mail":["bob"]}', '["bob"]', True),
+        ('{"mail":null}', "null", False),
+        ('{"name":{"mail":"bob"}}', "bob", False),
+    ],
+)
+def test_a_rescued_value_is_compared_as_text_or_as_what_it_is(
+    left: str, value: str, is_found: bool, tmp_path: Path, watch: Watch
+) -> None:
+    lake = small_lake(MemoryStore(clock=watch.now), tmp_path, watch)
+    lake.run("r0", ("users", "snapshot_date=2026-11-20", rescued("r0", left, '{"mail":"ann"}')))
+
+    erase(lake.config, "users", {"mail": value}, upkeep=lake.upkeep("expire"))
+
+    assert lake.ids("users") == (["1"] if is_found else ["0", "1"])
+
+
+def put_aside(lake: SmallLake) -> list[str]:
+    """Copies that a repair took out: two that hold bob, one of them not to be read; others of no concern."""
+    folder = "_extractor/aside/r9/users/account=default/snapshot_date=2026-11-19/run=r9"
+    contents = {
+        f"{folder}/part-00000.parquet": parquet(rows("r9", "bob", "fay")),
+        f"{folder}/part-00001.parquet": parquet(rows("r9", "bob"))[:-9],
+        f"{folder}/part-00002.parquet": parquet(rows("r9", "gus")),
+        "_extractor/aside/r9/notices/account=default/x.parquet": parquet(rows("r9", "bob")),
+        "_extractor/aside/r9/users/notes.txt": b"mine",
+    }
+    for path, content in contents.items():
+        lake.store.put(path, content)
+    return list(contents)
+
+
+def parquet(table: pa.Table) -> bytes:
+    written = io.BytesIO()
+    pq.write_table(table, written)
+    return written.getvalue()
+
+
+def test_what_a_repair_put_aside_is_erased_too(lake: SmallLake) -> None:
+    fill(lake)
+    whole, cut, other, foreign, notes = put_aside(lake)
+    kept = {path: lake.store.read(path) for path in (other, foreign, notes)}
+
+    foreseen = erase(lake.config, "users", {"id": "bob"}, is_dry_run=True, upkeep=lake.upkeep("expire"))
+    assert sorted(foreseen.paths)[:2] == [whole, cut]
+    report = erase(lake.config, "users", {"id": "bob"}, upkeep=lake.upkeep("expire"))
+
+    assert pq.read_table(io.BytesIO(lake.store.read(whole)))["id"].to_pylist() == ["fay"]
+    assert lake.hidden("aside") == sorted((whole, other, foreign, notes))
+    assert {path: lake.store.read(path) for path in kept} == kept
+    assert foreseen.tables[0].files_aside == report.tables[0].files_aside == 2
+    assert set(report.paths) > {whole, cut}
+    assert lake.lake.entry().summary["changes"][0]["files_aside"] == 2  # type: ignore[index]  # JSON
+    assert lake.lake.verify(everything=True).findings == ()
+
+
+def test_rows_that_are_only_aside_are_erased_and_the_log_says_so(lake: SmallLake) -> None:
+    lake.run("r0", ("users", "snapshot_date=2026-11-20", rows("r0", "ann")))
+    put_aside(lake)
+
+    report = erase(lake.config, "users", {"id": "bob"}, upkeep=lake.upkeep("expire"))
+
+    [change] = report.tables
+    assert (change.rows_removed, change.files_removed, change.files_aside) == (0, 0, 2)
+    assert lake.lake.entry().summary["erased"] == {"table": "users", "columns": ["id"]}
+    assert lake.ids("users") == ["ann"]
+    again = erase(lake.config, "users", {"id": "bob"}, upkeep=lake.upkeep("expire"))
+    assert again.tables == ()
+
+
+def test_a_copy_for_readers_that_cannot_be_read_is_removed(lake: SmallLake) -> None:
+    fill(lake)
+    compact(lake.config, upkeep=lake.upkeep())
+    old = lake.hidden("old")
+    lake.store.put(old[0], b"no Parquet")
+
+    erase(lake.config, "notices", {"id": "nobody"}, upkeep=lake.upkeep("expire"))
+
+    assert lake.hidden("old") == old[1:]
+
+
 def test_a_file_that_loses_all_its_rows_stays_typed_and_empty(lake: SmallLake) -> None:
     lake.run("r0", ("users", "snapshot_date=2026-11-20", rows("r0", "bob")))
 
@@ -163,6 +290,15 @@ def test_bad_input_is_one_clear_line(
         erase(lake.config, table, where, upkeep=lake.upkeep("expire"))
 
     assert lake.lake.entry() == newest
+
+
+def test_a_value_that_can_stand_nowhere_is_refused(lake: SmallLake) -> None:
+    number = pa.array([1, None], pa.int64())
+    lake.run("r0", ("users", "snapshot_date=2026-11-20", rescued("r0", None, '{"id":"x"}', number=number)))
+
+    with pytest.raises(ConfigError, match="--where number=x: no value of int64"):
+        erase(lake.config, "users", {"number": "x"}, upkeep=lake.upkeep("expire"))
+    assert erase(lake.config, "users", {"number": "3"}, upkeep=lake.upkeep("expire")).tables == ()
 
 
 def test_a_snapshot_that_a_run_added_meanwhile_is_searched_too(lake: SmallLake) -> None:

@@ -14,7 +14,8 @@ from extractor.cli.app import invoke
 from extractor.clock import SystemClock
 from extractor.commit import CommitLog, Leases, commit, old_path
 from extractor.errors import ConfigError, LakeBusy, LakeError
-from extractor.repair import ASIDE, Repair, repair
+from extractor.places import ASIDE
+from extractor.repair import Repair, repair
 from extractor.store import Store
 from extractor.stores.local import LocalStore
 from extractor.stores.memory import MemoryStore, PowerLost
