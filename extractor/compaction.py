@@ -6,7 +6,7 @@ meanwhile stays as it is. The rows are summed before and after, and nothing is c
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from extractor.mergesort import ROWS_HELD, read_tables, sorted_groups
 from extractor.rowsum import RowSum, sum_rows
 from extractor.upkeep import (
     Change,
+    Sound,
     Upkeep,
     UpkeepReport,
     chosen_tables,
@@ -125,13 +126,14 @@ class _Merger:
     def merge(self, merge: Merge) -> _Merged:
         """The new files of one partition, staged, with the very rows of the old ones."""
         store = self._up.store
-        places = [self._up.lake.locate(file.path, self._entry) for file in merge.sources]
-        schema = union_schema(store, places, self._order)
+        located = {self._up.lake.locate(file.path, self._entry): file for file in merge.sources}
+        sound = Sound(store, located)
+        schema = self._schema(sound, located)
         self._before = RowSum()
         files: list[DataFile] = []
         opened: OpenFile | None = None
         try:
-            for group in self._groups(places, schema, merge.folder):
+            for group in self._groups(sound, list(located), schema, merge.folder):
                 if opened is None:
                     opened = self._open(merge, len(files), group)
                 opened.write(group)
@@ -156,10 +158,20 @@ class _Merger:
             )
         return _Merged(sources=merge.sources, files=tuple(files))
 
-    def _groups(self, places: Sequence[str], schema: pa.Schema, folder: str) -> Iterator[pa.Table]:
+    def _schema(self, sound: Sound, places: Iterable[str]) -> pa.Schema:
+        try:
+            return union_schema(self._up.store, places, self._order)
+        except (OSError, pa.ArrowException):
+            for place in places:
+                sound.open_input(place).close()
+            raise
+
+    def _groups(
+        self, sound: Sound, places: Sequence[str], schema: pa.Schema, folder: str
+    ) -> Iterator[pa.Table]:
         store = self._up.store
         rows_max = self._rows_held if self._is_sorted else ROWS_MAX
-        tables = self._counted(read_tables(store, places, schema, rows_max=rows_max))
+        tables = self._counted(read_tables(sound, places, schema, rows_max=rows_max))
         if self._is_sorted:
             assert self._endpoint is not None
             scratch = staged_path(self._up.run_id, f"sorting/{folder}")

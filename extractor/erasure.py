@@ -28,7 +28,7 @@ from extractor.places import ASIDE
 from extractor.rowsum import RowSum, sum_rows
 from extractor.schema import RESCUED, source_name
 from extractor.store import StoreMissing
-from extractor.upkeep import Change, Upkeep, UpkeepReport, chosen_tables, sum_files
+from extractor.upkeep import Change, Sound, Upkeep, UpkeepReport, chosen_tables, sum_files
 from extractor.write import DataFile, OpenFile, open_file
 
 __all__ = ("erase",)
@@ -177,18 +177,22 @@ class _Eraser:
                 return True
         return False
 
+    def _open(self, file: DataFile, entry: LogEntry) -> IO[bytes]:
+        place = self._up.lake.locate(file.path, entry)
+        return Sound(self._up.store, {place: file}).open_input(place)
+
     def _rows(self, file: DataFile, entry: LogEntry) -> int:
-        with self._up.store.open_input(self._up.lake.locate(file.path, entry)) as stream:
+        with self._open(file, entry) as stream:
             return self._count_rows(stream)
 
     def _count_rows(self, stream: IO[bytes]) -> int:
         return sum(pc.sum(mask).as_py() or 0 for mask in self._masks(stream))
 
     def _rewrite(self, files: Iterable[DataFile], entry: LogEntry) -> list[_Rewritten]:
-        found = (self._rewrite_one(file, self._up.lake.locate(file.path, entry)) for file in files)
+        found = (self._rewrite_one(file, entry) for file in files)
         return [one for one in found if one is not None]
 
-    def _rewrite_one(self, file: DataFile, place: str) -> _Rewritten | None:
+    def _rewrite_one(self, file: DataFile, entry: LogEntry) -> _Rewritten | None:
         """The file without such rows, staged; None if it holds none."""
         up = self._up
         path = f"{file.path.rpartition('/')[0]}/{up.run_id}-{self._count:05d}.parquet"
@@ -205,7 +209,7 @@ class _Eraser:
                 is_compacted=is_compacted,
             )
 
-        with up.store.open_input(place) as stream:
+        with self._open(file, entry) as stream:
             if not self._count_rows(stream):
                 return None
             stream.seek(0)

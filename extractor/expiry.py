@@ -20,7 +20,7 @@ from extractor.config import Config, parse_duration
 from extractor.errors import ConfigError
 from extractor.lake import is_event_file
 from extractor.past import Snapshot, snapshots
-from extractor.upkeep import Change, Upkeep, UpkeepReport, chosen_tables
+from extractor.upkeep import Change, Sound, Upkeep, UpkeepReport, chosen_tables
 from extractor.write import DataFile, open_file
 
 __all__ = ("expire",)
@@ -144,7 +144,8 @@ def _old_days(state: TableState, first_kept: date) -> dict[str, DataFile]:
 
 def _empty(up: Upkeep, key: TableKey, like: DataFile) -> DataFile:
     """A typed file without rows, staged: what stands for an event table that has none."""
-    with up.store.open_input(up.lake.locate(like.path, up.lake.entry())) as stream:
+    place = up.lake.locate(like.path, up.lake.entry())
+    with Sound(up.store, {place: like}).open_input(place) as stream:
         schema = pq.read_schema(pa.PythonFile(stream, mode="r")).remove_metadata()
     account, _ = like.partition
     folder = f"{like.path.rpartition('/')[0].rpartition('/')[0]}/event_date={NULL_PARTITION}"

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from extractor.endpoint import Endpoint
 from extractor.layout import dictionary_columns, sort_columns, sort_rows
-from extractor.store import Store, Unclosed
+from extractor.store import Inputs, Store, Unclosed
 
 __all__ = ("BYTES_MAX", "ROWS_HELD", "read_tables", "sorted_groups")
 
@@ -40,7 +40,7 @@ class _Sorted:
 
 
 def read_tables(
-    store: Store, places: Sequence[str], schema: pa.Schema, *, rows_max: int, bytes_max: int = BYTES_MAX
+    store: Inputs, places: Sequence[str], schema: pa.Schema, *, rows_max: int, bytes_max: int = BYTES_MAX
 ) -> Iterator[pa.Table]:
     """The rows of Parquet files in their order, with all columns of `schema`; text that repeats as dictionaries.
 

@@ -17,6 +17,7 @@ from extractor.errors import LakeError
 __all__ = (
     "SCRATCH",
     "STAGING",
+    "Inputs",
     "Output",
     "Store",
     "StoreMissing",
@@ -44,6 +45,13 @@ class StoredFile:
     path: str
     size_bytes: int
     modified_at: datetime
+
+
+class Inputs(Protocol):
+    """What only reads needs of a store."""
+
+    def open_input(self, path: str) -> BinaryIO:
+        """The file for reading, seekable; still readable when moved or removed. Raises: StoreMissing."""
 
 
 class Output(Protocol):
@@ -102,7 +110,7 @@ class Unclosed:
         """The output is closed by its owner."""
 
 
-class Store(Protocol):
+class Store(Inputs, Protocol):
     """Files by path, as a lake needs them; synchronous, and safe to call from several threads.
 
     Paths are relative, with `/` between segments (see `checked_path`). What a method has done when it returns
@@ -178,9 +186,6 @@ class Store(Protocol):
 
         A call that was cut off is finished by the next one. Raises: as `move`.
         """
-
-    def open_input(self, path: str) -> BinaryIO:
-        """The file for reading, seekable; still readable when moved or removed. Raises: StoreMissing."""
 
     def open_output(self, path: str) -> Output: ...
 

@@ -13,6 +13,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from datetime import UTC
 from fnmatch import fnmatchcase
+from typing import BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -35,12 +36,22 @@ from extractor.endpoint import Endpoint
 from extractor.errors import ConfigError, LakeBusy, LakeError
 from extractor.lake import Lake
 from extractor.mergesort import read_tables
+from extractor.places import damage_of
 from extractor.rowsum import RowSum, sum_rows
 from extractor.schema import META_COLUMNS, plan_schema
 from extractor.store import STAGING, Store
 from extractor.write import DataFile
 
-__all__ = ("Change", "Upkeep", "UpkeepReport", "chosen_tables", "column_order", "sum_files", "union_schema")
+__all__ = (
+    "Change",
+    "Sound",
+    "Upkeep",
+    "UpkeepReport",
+    "chosen_tables",
+    "column_order",
+    "sum_files",
+    "union_schema",
+)
 
 _BUSY_SECONDS = 0.2
 _SAY_SECONDS = 5.0
@@ -261,6 +272,33 @@ class Upkeep:
                 "the next run or verb on that table finishes it"
             ) from error
         return entry
+
+
+class Sound:
+    """Data files by their places, each given for reading only once its bytes were found to be those written.
+
+    What is written anew gets a digest of its own: it must not be made of damaged rows.
+    """
+
+    def __init__(self, store: Store, files: Mapping[str, DataFile]) -> None:
+        self._store = store
+        self._files = files
+
+    def open_input(self, path: str) -> BinaryIO:
+        """The file, at its beginning. Raises: LakeError if it is damaged; StoreMissing."""
+        file = self._files[path]
+        stream = self._store.open_input(path)
+        try:
+            if damage := damage_of(stream, file):
+                raise LakeError(
+                    f"{file.path} of lake {self._store.uri} is damaged: {damage}; the table was left as it is, "
+                    "restore the file from a copy or run `skysql-extract verify --all --repair`"
+                )
+            stream.seek(0)
+        except BaseException:
+            stream.close()
+            raise
+        return stream
 
 
 def chosen_tables(entry: LogEntry, names: Sequence[str], lake: str) -> list[TableKey]:

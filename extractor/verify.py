@@ -11,11 +11,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
-from hashlib import sha256
 from typing import IO, TYPE_CHECKING, Literal
 
 from extractor.commit import CommitLog, LogEntry, TableState, is_waiting
-from extractor.places import open_data_file
+from extractor.places import damage_of, open_data_file
 from extractor.store import Store, StoreMissing
 
 if TYPE_CHECKING:
@@ -27,8 +26,6 @@ if TYPE_CHECKING:
 __all__ = ("Finding", "Known", "Target", "VerifyReport", "check_files", "read_log", "verify")
 
 Kind = Literal["missing", "damaged", "rows", "schema", "statistics", "extra"]
-
-_CHUNK_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -258,26 +255,13 @@ def _check(store: Store, target: Target, publishing: tuple[str, ...]) -> Finding
 
     try:
         with open_data_file(store, target.file.path, publishing) as stream:
-            damage = _damage(stream, target.file)
+            damage = damage_of(stream, target.file)
             if damage:
                 return finding("damaged", damage)
             stream.seek(0)
             return _check_content(stream, target, finding)
     except StoreMissing:
         return finding("missing", "it is neither in its place nor in staging")
-
-
-def _damage(stream: IO[bytes], file: DataFile) -> str:
-    digest = sha256()
-    size_bytes = 0
-    while chunk := stream.read(_CHUNK_BYTES):
-        digest.update(chunk)
-        size_bytes += len(chunk)
-    if size_bytes != file.size_bytes:
-        return f"it has {size_bytes:,} bytes, {file.size_bytes:,} were written"
-    if digest.hexdigest() != file.sha256:
-        return f"its SHA-256 is {digest.hexdigest()[:12]}…, {file.sha256[:12]}… was written"
-    return ""
 
 
 def _check_content(

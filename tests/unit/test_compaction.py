@@ -199,6 +199,25 @@ def test_a_row_that_changes_on_the_way_stops_it(tmp_path: Path, watch: Watch) ->
     assert lake.hidden("staging") == []
 
 
+@pytest.mark.parametrize("harm", ["another value", "no end"])
+def test_a_damaged_file_is_never_merged(harm: str, lake: SmallLake) -> None:
+    fill(lake)
+    newest = lake.lake.entry()
+    path = lake.lake.files("metrics")[-1].path
+    if harm == "another value":
+        lake.rot(path)
+    else:
+        lake.store.put(path, lake.store.read(path)[:-9])
+
+    with pytest.raises(
+        LakeError, match=f"{path} of lake .* is damaged: it.* run `skysql-extract verify --all"
+    ):
+        compact(lake.config, ["metrics"], upkeep=lake.upkeep())
+
+    assert lake.lake.entry() == newest
+    assert lake.hidden("staging") == lake.hidden("old") == []
+
+
 def test_the_condition_on_rows_of_merged_files_is_told(lake: SmallLake) -> None:
     fill(lake, 4)
     assert {row.where for row in lake.lake.files(as_of="r2")} == {""}

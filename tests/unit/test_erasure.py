@@ -11,8 +11,9 @@ import pytest
 from extractor.commit import Leases
 from extractor.compaction import compact
 from extractor.erasure import erase
-from extractor.errors import ConfigError
-from tests.unit.lakes import SmallLake, cut_off, rows
+from extractor.errors import ConfigError, LakeError
+from extractor.stores.memory import MemoryStore
+from tests.unit.lakes import SmallLake, Watch, cut_off, rows, small_lake
 
 USERS = ("users", "default")
 
@@ -299,6 +300,26 @@ def test_a_value_that_can_stand_nowhere_is_refused(lake: SmallLake) -> None:
     with pytest.raises(ConfigError, match="--where number=x: no value of int64"):
         erase(lake.config, "users", {"number": "x"}, upkeep=lake.upkeep("expire"))
     assert erase(lake.config, "users", {"number": "3"}, upkeep=lake.upkeep("expire")).tables == ()
+
+
+@pytest.mark.parametrize("harm", ["another value", "no end"])
+@pytest.mark.parametrize("is_dry_run", [False, True])
+def test_a_damaged_file_is_never_rewritten(is_dry_run: bool, harm: str, lake: SmallLake) -> None:
+    fill(lake)
+    newest = lake.lake.entry()
+    (path,) = [file.path for file in lake.lake.files("users", "r1")]
+    if harm == "another value":
+        lake.rot(path)
+    else:
+        lake.store.put(path, lake.store.read(path)[:-9])
+
+    with pytest.raises(
+        LakeError, match=f"{path} of lake .* is damaged: it.* run `skysql-extract verify --all"
+    ):
+        erase(lake.config, "users", {"id": "bob"}, is_dry_run=is_dry_run, upkeep=lake.upkeep("expire"))
+
+    assert lake.lake.entry() == newest
+    assert lake.hidden("staging") == lake.hidden("old") == []
 
 
 def test_a_snapshot_that_a_run_added_meanwhile_is_searched_too(lake: SmallLake) -> None:
