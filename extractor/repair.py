@@ -27,16 +27,13 @@ from extractor.commit import (
     roll_forward,
 )
 from extractor.endpoint import Endpoint
-from extractor.errors import CommitConflict, LakeBusy
 from extractor.places import ASIDE, places
 from extractor.store import Store, StoreMissing
+from extractor.upkeep import holding
 from extractor.verify import Finding, Target, check_files, read_log
 from extractor.write import DataFile
 
 __all__ = ("Repair", "repair")
-
-_PAUSE_SECONDS = 2.0
-_REPLANS = 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,55 +62,28 @@ def repair(
     """Take the files of `findings` out of the lake, by one commit, and then out of the folders of the tables.
 
     `endpoints` tell how the windows of lost events are cut. Waits up to `wait_seconds` for runs that write those
-    tables; `observe` is told of it, once.
+    tables, all of them at once; `observe` is told of it.
     Raises: LakeBusy if such a run goes on for longer; LakeError if the lake cannot be written.
     """
     clock = clock or SystemClock()
     run_id = f"{clock.now():%Y%m%dT%H%M%SZ}-{token_hex(4)}"
     store.check_writable()
-    for _ in range(_REPLANS):
+    newest = log.newest()
+    keys = _concerned(newest, findings) if newest is not None else []
+    leases = Leases(store, run_id=run_id, clock=clock, tables=keys, is_brief=True)
+    # Held before anything is decided: whatever is found now stays so until it is repaired.
+    with holding(leases, pause=pause, note=observe, wait_seconds=wait_seconds):
+        roll_forward(store, log, leases)
         newest = log.newest()
         if newest is None:
-            break
-        keys = _concerned(newest, findings)
+            return Repair(run_id="", moved={}, lost=())
         patient = _Patient(store=store, log=log, newest=newest, endpoints=endpoints or {}, run_id=run_id)
-        plan = patient.plan(findings)
-        leases = Leases(store, run_id=run_id, clock=clock, tables=keys, is_brief=True)
-        _acquire(leases, wait_seconds, pause, observe)
-        try:
-            roll_forward(store, log, leases)
-            if _is_as_planned(newest, log.newest(), keys):
-                return _carry_out(store, log, newest, plan, findings, run_id, clock, leases)
-        finally:
-            leases.release()
-    raise CommitConflict(f"cannot repair lake {store.uri}: other writers were always first; try again")
+        return _carry_out(store, log, newest, patient.plan(findings), findings, run_id, clock, leases)
 
 
 def _concerned(newest: LogEntry, findings: Iterable[Finding]) -> list[TableKey]:
     tables = {found.table for found in findings}
     return sorted(key for key in newest.tables if key[0] in tables)
-
-
-def _acquire(
-    leases: Leases, wait_seconds: float, pause: Callable[[float], None], observe: Callable[[str], None]
-) -> None:
-    waited = 0.0
-    while True:
-        try:
-            leases.acquire()
-        except LakeBusy as busy:
-            if waited >= wait_seconds:
-                raise
-            if not waited:
-                observe(f"waiting: {busy.message}")
-            pause(_PAUSE_SECONDS)
-            waited += _PAUSE_SECONDS
-        else:
-            return
-
-
-def _is_as_planned(planned: LogEntry, newest: LogEntry | None, keys: Iterable[TableKey]) -> bool:
-    return newest is not None and all(planned.tables.get(key) == newest.tables.get(key) for key in keys)
 
 
 # --- what becomes of the tables -----------------------------------------------------------------------------
@@ -309,12 +279,8 @@ def _carry_out(
     clock: Clock,
     leases: Leases,
 ) -> Repair:
-    beaten = clock.monotonic()
     moved: dict[str, str] = {}
     for found in findings:
-        if clock.monotonic() - beaten > leases.heartbeat_seconds:
-            leases.beat()
-            beaten = clock.monotonic()
         aside = f"{ASIDE}/{run_id}/{found.path}"
         for place in places(found.path, newest.publishing):
             try:

@@ -5,6 +5,7 @@ One call is one run of the log, with an entry for each table that it changed.
 
 from __future__ import annotations
 
+import math
 import secrets
 import threading
 import time
@@ -49,6 +50,7 @@ __all__ = (
     "UpkeepReport",
     "chosen_tables",
     "column_order",
+    "holding",
     "sum_files",
     "union_schema",
 )
@@ -178,7 +180,7 @@ class Upkeep:
         sign_of_life = self._leases(())
         sign_of_life.acquire()
         try:
-            with self._beating(sign_of_life):
+            with _beating(sign_of_life):
                 yield
         except BaseException:
             if not self._is_committed:
@@ -193,43 +195,12 @@ class Upkeep:
         return Leases(self.store, run_id=self.run_id, clock=self.clock, tables=tables, is_brief=True)
 
     @contextmanager
-    def _beating(self, leases: Leases) -> Iterator[None]:
-        """Say again and again that the holder lives."""
-        ended = threading.Event()
-
-        def beat() -> None:
-            while not ended.wait(leases.heartbeat_seconds):
-                with suppress(LakeError):  # who holds it will notice
-                    leases.beat()
-
-        thread = threading.Thread(target=beat, daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            ended.set()
-            thread.join()
-
-    @contextmanager
     def held(self, key: TableKey) -> Iterator[Leases]:
         """The right to change one table, once nobody else has it; what was cut off before is finished first."""
         leases = self._leases([key])
-        waited = 0.0
-        while True:
-            try:
-                leases.acquire()
-                break
-            except LakeBusy as busy:
-                if waited % _SAY_SECONDS < _BUSY_SECONDS:
-                    self._note(f"waiting: {busy.message}")
-            self._pause(_BUSY_SECONDS)
-            waited += _BUSY_SECONDS
-        try:
-            with self._beating(leases):
-                roll_forward(self.store, self.log, leases)
-                yield leases
-        finally:
-            leases.release()
+        with holding(leases, pause=self._pause, note=self._note):
+            roll_forward(self.store, self.log, leases)
+            yield leases
 
     def commit(
         self,
@@ -272,6 +243,57 @@ class Upkeep:
                 "the next run or verb on that table finishes it"
             ) from error
         return entry
+
+
+@contextmanager
+def holding(
+    leases: Leases,
+    *,
+    pause: Callable[[float], None],
+    note: Callable[[str], None],
+    wait_seconds: float = math.inf,
+) -> Iterator[None]:
+    """Hold tables, once nobody else does, and give signs of life meanwhile.
+
+    `note` is told of whoever has them, again and again. Raises: LakeBusy where that lasts longer than
+    `wait_seconds`; LakeError.
+    """
+    waited = 0.0
+    while True:
+        try:
+            leases.acquire()
+            break
+        except LakeBusy as busy:
+            if waited >= wait_seconds:
+                raise
+            if waited % _SAY_SECONDS < _BUSY_SECONDS:
+                note(f"waiting: {busy.message}")
+        pause(_BUSY_SECONDS)
+        waited += _BUSY_SECONDS
+    try:
+        with _beating(leases):
+            yield
+    finally:
+        leases.release()
+
+
+@contextmanager
+def _beating(leases: Leases) -> Iterator[None]:
+    """Say again and again that the holder lives."""
+    ended = threading.Event()
+
+    def beat() -> None:
+        while not ended.wait(leases.heartbeat_seconds):
+            with suppress(LakeError):  # who holds it will notice
+                leases.beat()
+
+    thread = threading.Thread(target=beat, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
 
 
 class Sound:

@@ -1,10 +1,10 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -441,6 +441,56 @@ def test_a_repair_waits_for_the_run_that_writes_the_table(past: Any, store: Stor
     assert "at-work" in told_of[0]
 
 
+def test_a_repair_holds_all_its_tables_from_before_it_decides_until_it_is_done(
+    nights: Any, syncs: dict[str, Any]
+) -> None:
+    attempts: list[str] = []
+
+    class Contested(MemoryStore):
+        """Whenever a file is opened or moved, another run asks for a table of the repair."""
+
+        is_contested = False
+
+        def open_input(self, path: str) -> BinaryIO:
+            self.contest()
+            return super().open_input(path)
+
+        def copy_files(self, pairs: Sequence[tuple[str, str]]) -> None:
+            self.contest()
+            super().copy_files(pairs)
+
+        def contest(self) -> None:
+            if not self.is_contested:
+                return
+            self.is_contested = False
+            for table in ("notices", "services"):
+                leases = Leases(self, run_id="other", clock=SystemClock(), tables=[(table, "default")])
+                try:
+                    leases.acquire()
+                except LakeBusy:
+                    attempts.append(f"{table}: refused")
+                else:
+                    leases.release()
+                    attempts.append(f"{table}: taken")
+            self.is_contested = True
+
+    store = Contested()
+    past = nights(store, types={"id": "string", "at": "timestamp"})
+    past.night(TABLES, syncs=syncs)
+    past.night({"services": [{"id": "z", "size": 9}]})
+    flip(store, paths(past, "services")[0])
+    flip(store, paths(past, "notices")[0])
+    findings = past.lake.verify().findings
+
+    store.is_contested = True
+    repair(store, past.lake.log, findings)
+
+    assert set(attempts) == {"notices: refused", "services: refused"}
+    store.is_contested = False
+    leases = Leases(store, run_id="r", clock=SystemClock(), tables=[("services", "default")])
+    leases.acquire()
+
+
 @pytest.mark.parametrize("keep_unsynced", [False, True])
 def test_a_repair_that_was_cut_off_is_finished_by_the_next_one(
     keep_unsynced: bool, nights: Any, syncs: dict[str, Any]
@@ -460,7 +510,7 @@ def test_a_repair_that_was_cut_off_is_finished_by_the_next_one(
             mend(past)
         except PowerLost:
             past.store.crash(keep_unsynced=keep_unsynced)
-            mend(past, pause=seconds.append)
+            mend(past, pause=lambda _, passed=seconds: passed.append(30))
         else:
             return
         assert told(past, everything=True) == []
