@@ -6,11 +6,13 @@ its last whole reading, and the windows of lost events are open again, so that t
 
 from __future__ import annotations
 
+import re
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime
 from functools import partial
+from itertools import chain, pairwise
 from secrets import token_hex
 
 from extractor.batch import NULL_PARTITION
@@ -28,9 +30,11 @@ from extractor.commit import (
 )
 from extractor.endpoint import Endpoint
 from extractor.places import ASIDE, places
+from extractor.plan import TablePlan
 from extractor.store import Store, StoreMissing
 from extractor.upkeep import holding
 from extractor.verify import Finding, Target, check_files, read_log
+from extractor.windows import days_from, filled_days, progress_of, source_of
 from extractor.write import DataFile
 
 __all__ = ("Repair", "repair")
@@ -141,7 +145,7 @@ class _Patient:
         days = {_partition(file, "event_date") for file in gone}
         rows = _rows(sum(file.rows for file in gone))
         shown = ", ".join(sorted(day if day != NULL_PARTITION else "no date" for day in days))
-        opened, is_read_again = self._reopened(state, days)
+        opened, is_read_again = self._reopened(state, self._days_to_read(state, gone))
         outlook = (
             "the next run reads them again, as far as the API still has them"
             if is_read_again
@@ -157,22 +161,72 @@ class _Patient:
         )
         return healed, [f"{state.table}: {rows} of {shown}; {outlook}"]
 
-    def _reopened(self, state: TableState, days: Iterable[str]) -> tuple[dict[str, object], bool]:
-        """What the next run knows: the windows of those days are holes, or not done yet."""
+    def _reopened(self, state: TableState, days: Collection[str] | None) -> tuple[dict[str, object], bool]:
+        """What the next run knows: the windows of those days are holes, or not done yet; None are all days."""
         # What is remembered of the parent's rows says that nothing is new under them: now something is.
         known = {name: value for name, value in state.state.items() if not name.startswith("parent:")}
         windows = known.pop("windows", None)
-        if not isinstance(windows, Mapping) or NULL_PARTITION in days:
+        if not isinstance(windows, Mapping) or days is None:
             return known, windows is not None
         opened = dict(windows)
-        endpoint = self.endpoints.get(state.table)
-        window = endpoint.sync.window if endpoint is not None else None
+        source = self._followed(state.table) or self.endpoints.get(state.table)
+        window = source.sync.window if source is not None else None
         if window is None or window.step:
             opened["holes"] = sorted({*(opened.get("holes") or ()), *days})
         elif until := str(opened.get("done_until") or ""):
             first = datetime.combine(date.fromisoformat(min(days)), datetime.min.time(), UTC)
             opened["done_until"] = min(until, first.isoformat())
         return {**known, "windows": opened}, True
+
+    def _followed(self, table: str) -> Endpoint | None:
+        """The windowed endpoint to whose windows the rows of a table belong that has none of its own."""
+        endpoint = self.endpoints.get(table)
+        plans = {name: TablePlan(endpoint=other, mode="run") for name, other in self.endpoints.items()}
+        source = source_of(endpoint, plans) if endpoint is not None else None
+        return source.endpoint if source is not None else None
+
+    def _days_to_read(self, state: TableState, gone: Sequence[DataFile]) -> set[str] | None:
+        """One day at least of each window in which lost rows came; None if nobody knows."""
+        if "windows" not in state.state:
+            return set()
+        followed = self._followed(state.table)
+        days: set[str] = set()
+        for file in gone:
+            day = _partition(file, "event_date")
+            # A day says nothing of the window if there is none, or where that is the window of another row.
+            if day != NULL_PARTITION and followed is None:
+                days.add(day)
+                continue
+            found = self._days_of_runs(state, file, followed.name if followed is not None else state.table)
+            if found is None:
+                return None
+            days |= found
+        return days
+
+    def _days_of_runs(self, state: TableState, file: DataFile, source: str) -> set[str] | None:
+        """The days of the windows that the runs read which wrote the rows of a file."""
+        key = (state.table, state.account)
+        wanted = {file.path}
+        days: set[str] = set()
+        for entry, before in pairwise(chain(self.log.backwards(self.newest), (None,))):
+            assert entry is not None
+            replacements = self.log.replacements(entry)
+            if merged := {path for path, others in replacements.items() if not wanted.isdisjoint(others)}:
+                wanted |= merged
+            elif any(path.rpartition("/")[2].startswith(f"{entry.run_id}-") for path in wanted):
+                now, then = self._state(entry, key), self._state(before, key)
+                if wanted.isdisjoint(_brought(now, then)):
+                    continue
+                above = (source, state.account)
+                seen = _brought(self._state(entry, above), self._state(before, above)).values()
+                found = _days_read(entry, now, then, set(filter(_is_date, map(_day, seen))))
+                if found is None:
+                    return None
+                days |= found
+        return days or None
+
+    def _state(self, entry: LogEntry | None, key: TableKey) -> TableState | None:
+        return self.log.state_of(entry, *key) if entry is not None and key in entry.tables else None
 
     def _with_earlier_windows(
         self, state: TableState, gone: Sequence[DataFile]
@@ -191,7 +245,8 @@ class _Patient:
             earlier, files = found
             kept += files
             lines.append(f"{what}; back to that of run {earlier.run_id}, and the next run reads it again")
-        opened, _ = self._reopened(state, {f"{label}-01"[:10] for label in labels})
+        firsts = {f"{label}-01"[:10] for label in labels}
+        opened, _ = self._reopened(state, firsts if all(map(_is_date, firsts)) else None)
         healed = replace(
             state,
             files=tuple(sorted(kept, key=lambda file: file.path)),
@@ -254,12 +309,41 @@ class _Patient:
         return None
 
 
+def _brought(now: TableState | None, then: TableState | None) -> dict[str, DataFile]:
+    """The files that a table has now and had not then, by path."""
+    known = {file.path for file in then.files} if then is not None else set()
+    return {file.path: file for file in now.files if file.path not in known} if now is not None else {}
+
+
+def _days_read(
+    entry: LogEntry, now: TableState | None, then: TableState | None, seen: set[str]
+) -> set[str] | None:
+    """The days of the windows that a run read, by its table before and after, and the days of rows that it saw."""
+    before, after = (state.state if state is not None else {} for state in (then, now))
+    until, holes = progress_of(before).done_until, progress_of(before).holes
+    if until is None and not seen:
+        return None
+    first = until.date() if until is not None else date.fromisoformat(min(seen))
+    closed = set(holes) - set(progress_of(after).holes)
+    return seen | closed | filled_days(before, after) | days_from(first, entry.committed_at.date())
+
+
 def _rows(count: int) -> str:
     return f"{count:,} row{'' if count == 1 else 's'}"
 
 
 def _is_of_window(label: str, file: DataFile) -> bool:
     return _partition(file, "window") == label
+
+
+def _is_date(text: str) -> bool:
+    return bool(re.fullmatch(r"\d{4}-\d\d-\d\d", text))
+
+
+def _day(file: DataFile) -> str:
+    """The day of a file's rows, or the first one of their window."""
+    day = _partition(file, "event_date")
+    return day if day != NULL_PARTITION else f"{_partition(file, 'window')}-01"[:10]
 
 
 def _partition(file: DataFile, name: str) -> str:

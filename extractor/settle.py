@@ -29,14 +29,19 @@ from extractor.schema import META_COLUMNS, TableSchema
 from extractor.store import Store, staged_path
 from extractor.suspect import suspicions
 from extractor.unique import Uniqueness, make_unique, plain_row
-from extractor.windows import Progress, advance, parents_state, progress_of, progress_state
+from extractor.windows import (
+    BACKFILL_STATE,
+    Progress,
+    advance,
+    parents_state,
+    progress_of,
+    progress_state,
+)
 from extractor.write import DataFile, Staged, TableWriter
 
 __all__ = ("BACKFILL_STATE", "Reading", "Settled", "last_longest_chain", "settle_table")
 
 _LONGEST_CHAIN = "longest_chain"
-BACKFILL_STATE = "backfill:"
-"""How the keys begin under which a backfill keeps what it has done."""
 _TELLING_ROWS = 20
 """Of so few new rows all may lack a value by chance."""
 

@@ -10,15 +10,18 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 
 from extractor.config import parse_duration
 from extractor.endpoint import Endpoint, Window
 from extractor.plan import Plan, Span, TablePlan, plan_windows
 
 __all__ = (
+    "BACKFILL_STATE",
     "Progress",
     "advance",
+    "days_from",
+    "filled_days",
     "follows",
     "parents_read",
     "parents_state",
@@ -28,6 +31,8 @@ __all__ = (
     "spans_to_read",
 )
 
+BACKFILL_STATE = "backfill:"
+"""How the keys of the state begin that name the times of a backfill which goes on; they hold the windows it did."""
 _KEY = "windows"
 _PARENT = "parent:"
 
@@ -131,6 +136,33 @@ def _holds(span: Span, hole: str) -> bool:
 
 def _day(span: Span) -> str:
     return f"{span.start:%Y-%m-%d}"
+
+
+def days_from(first: date, last: date) -> set[str]:
+    """Every day from one to the other, both included."""
+    return {f"{first + timedelta(days=number)}" for number in range((last - first).days + 1)}
+
+
+def filled_days(before: Mapping[str, object], after: Mapping[str, object]) -> set[str]:
+    """Days, one at least of each window that backfills did between two states of a table in the log.
+
+    A backfill that was done in one step leaves no trace there.
+    """
+    days: set[str] = set()
+    for key in {*before, *after}:
+        if not key.startswith(BACKFILL_STATE):
+            continue
+        known, done = _days_done(before.get(key)), _days_done(after.get(key))
+        if key not in after:
+            start, end = map(datetime.fromisoformat, key.removeprefix(BACKFILL_STATE).split(".."))
+            done = days_from(start.date(), end.date())
+        days |= done - known
+    return days
+
+
+def _days_done(labels: object) -> set[str]:
+    """The first days of windows by their names."""
+    return {f"{label}-01"[:10] for label in labels} if isinstance(labels, list) else set()
 
 
 # --- rows of the parent -------------------------------------------------------------------------------------

@@ -2,23 +2,29 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import msgspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from extractor.cli.app import invoke
 from extractor.clock import SystemClock
-from extractor.commit import CommitLog, Leases, commit, old_path
+from extractor.commit import CommitLog, Leases, Update, commit, old_path
+from extractor.compaction import compact
+from extractor.endpoint import Endpoint, Parent, Sync, Window
 from extractor.errors import ConfigError, LakeBusy, LakeError
 from extractor.places import ASIDE
 from extractor.repair import Repair, repair
 from extractor.store import Store
 from extractor.stores.local import LocalStore
 from extractor.stores.memory import MemoryStore, PowerLost
+from extractor.upkeep import Upkeep
+from tests.unit.lakes import Watch, small_lake
 
 FIRST = datetime(2026, 3, 1, tzinfo=UTC)
 TABLES = {
@@ -29,6 +35,8 @@ TABLES = {
         {"id": "f", "amount": 2.0, "window": "2026-02"},
     ],
 }
+
+OPEN = Sync(kind="window", window=Window(from_param="from", replace=True))
 
 
 @pytest.fixture(params=["local", "memory"])
@@ -389,6 +397,123 @@ def test_the_windows_of_lost_events_are_open_again(past: Any, store: Store) -> N
     )
     assert done.moved == {}
     assert told(past, everything=True) == []
+
+
+def notice(name: str, window: str, at: str | None = None) -> dict[str, Any]:
+    return {"id": name, "at": at, "window": window}
+
+
+def windows_of(past: Any, table: str) -> dict[str, Any]:
+    found: dict[str, Any] = past.lake.table(table).states[0].state["windows"]
+    return found
+
+
+def without_day(past: Any, syncs: dict[str, Any]) -> None:
+    """Four nights that read the windows of two days each; from the second on a row has no time."""
+    past.count = 1
+    for night in range(2, 6):
+        days = [f"2026-03-0{night - 1}", f"2026-03-0{night}"]
+        rows = [notice(f"{night}-{day}", day, f"{day}T00:10:00Z") for day in days]
+        rows += [notice(f"{night}-none", days[0])] if night > 2 else []
+        past.night({"notices": rows}, syncs=syncs)
+
+
+def test_lost_rows_without_a_day_are_read_again_where_their_run_had_read(
+    store: Store, nights: Any, syncs: dict[str, Any]
+) -> None:
+    past = nights(store, types={"id": "string", "at": "timestamp"})
+    without_day(past, syncs)
+    lost = next(path for path in paths(past, "notices") if "__/night-3-" in path)
+    done_until = windows_of(past, "notices")["done_until"]
+    flip(store, lost)
+
+    done = mend(past)
+
+    assert windows_of(past, "notices") == {
+        "done_until": done_until,
+        "holes": ["2026-03-02", "2026-03-03"],
+    }
+    assert done.lost == (
+        "notices: 1 row of no date; the next run reads them again, as far as the API still has them",
+    )
+
+
+def test_lost_rows_that_were_merged_are_read_again_where_their_runs_had_read(
+    store: Store, tmp_path: Path, nights: Any, syncs: dict[str, Any]
+) -> None:
+    past = nights(store, types={"id": "string", "at": "timestamp"})
+    without_day(past, syncs)
+    config = small_lake(store, tmp_path, Watch()).config
+    compact(config, ["notices"], upkeep=Upkeep(config, "compact", store=store))
+    (lost,) = [path for path in paths(past, "notices") if "__/" in path]
+    flip(store, lost)
+
+    mend(past)
+
+    assert windows_of(past, "notices")["holes"] == [f"2026-03-0{day}" for day in (2, 3, 4, 5)]
+
+
+def test_where_nobody_knows_the_windows_of_lost_rows_all_are_read_again(
+    store: Store, nights: Any, syncs: dict[str, Any]
+) -> None:
+    past = nights(store, types={"id": "string", "at": "timestamp"})
+    past.night({"notices": [notice("x", "2026-03-01")]}, syncs=syncs)
+    flip(store, paths(past, "notices")[0])
+
+    mend(past)
+
+    assert "windows" not in past.lake.table("notices").states[0].state
+
+
+def test_a_damaged_reading_of_all_time_is_read_again_from_the_beginning(
+    store: Store, nights: Any, syncs: dict[str, Any]
+) -> None:
+    past = nights(store)
+    past.night({"bills": TABLES["bills"][:1]}, syncs=syncs)
+    table = past.lake.table("bills")
+    (state,) = table.states
+    (file,) = state.files
+    whole = msgspec.structs.replace(file, partition=(file.partition[0], ("window", "all"), file.partition[2]))
+    update = Update(
+        table="bills",
+        account="default",
+        state=replace(state, files=(whole,)),
+        expected=table.entry.tables["bills", "default"],
+    )
+    past._commit("night-2", [update])
+    flip(store, file.path)
+
+    mend(past, endpoints={"bills": past.endpoint("bills", OPEN)})
+
+    assert "windows" not in past.lake.table("bills").states[0].state
+
+
+def test_lost_rows_of_a_child_are_read_again_in_the_windows_of_their_parents(
+    store: Store, nights: Any, syncs: dict[str, Any]
+) -> None:
+    past = nights(store, types={"id": "string", "at": "timestamp"})
+    events = {"notices": syncs["notices"], "replies": syncs["notices"]}
+    for day in ("2026-03-01", "2026-03-02", "2026-03-03"):
+        parent = notice(f"p-{day}", day, f"{day}T00:10:00Z")
+        child = notice(f"c-{day}", day, "2026-02-20T00:10:00Z")
+        past.night({"notices": [parent], "replies": [child]}, syncs=events)
+    endpoints = {
+        "notices": past.endpoint("notices", syncs["notices"]),
+        "replies": Endpoint(
+            name="replies",
+            path="/replies/{id}",
+            parent=Parent(endpoint="notices", params={"id": "id"}),
+            sync=Sync(kind="append"),
+        ),
+    }
+    lost = next(path for path in paths(past, "replies") if "night-2-" in path)
+    flip(store, lost)
+
+    mend(past, endpoints=endpoints)
+
+    holes = windows_of(past, "replies")["holes"]
+    assert "2026-03-02" in holes
+    assert "2026-02-20" not in holes
 
 
 def test_a_damaged_window_goes_back_to_its_last_whole_reading_and_is_open_again(

@@ -13,6 +13,7 @@ from extractor.stores.memory import MemoryStore
 from extractor.windows import (
     Progress,
     advance,
+    filled_days,
     follows,
     parents_read,
     parents_state,
@@ -241,3 +242,15 @@ def test_with_100_000_rows_of_a_parent_a_commit_writes_what_changed() -> None:
     assert first > 2_000_000
     assert changed < 150_000
     assert unchanged < 2_000
+
+
+def test_what_backfills_did_between_two_states_is_told_by_their_keys() -> None:
+    march = "backfill:2026-03-01T00:00:00Z..2026-03-04T00:00:00Z"
+    year = "backfill:2025-01-01T00:00:00Z..2026-01-01T00:00:00Z"
+    before = {march: ["2026-03-01"], year: ["2025-01"], "key": ["id"]}
+
+    assert filled_days(before, before) == set()
+    assert filled_days(before, {**before, year: ["2025-01", "2025-02"]}) == {"2025-02-01"}
+    assert filled_days({}, {march: ["2026-03-01"]}) == {"2026-03-01"}
+    # One that is over held all its windows at last.
+    assert filled_days(before, {year: ["2025-01"]}) == {"2026-03-02", "2026-03-03", "2026-03-04"}
