@@ -18,11 +18,12 @@ import secrets
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import unquote
 
+import msgspec
 import orjson
 
 from extractor.clock import Clock
@@ -208,7 +209,18 @@ def commit(
     medium failed in the very act: the next writing verb finds that out.
     """
     newest = log.newest()
-    written = _write_states(store, log, run_id, updates)
+    made: dict[bool, _Written] = {}
+
+    def written(is_apart: bool) -> _Written:
+        if is_apart not in made:
+            made[is_apart] = _write_states(store, log, run_id, updates, is_apart=is_apart)
+        return made[is_apart]
+
+    def is_apart() -> bool:
+        # What takes the place of other files holds rows of other runs.
+        return not replaced and _is_apart(log, newest, run_id, started_at)
+
+    written(is_apart())
     replacements = ""
     if replaced:
         _check_staged(store, run_id, rewritten)
@@ -217,9 +229,10 @@ def commit(
         store.put(staged_path(run_id, _marker(replacements)), b"{}\n")
     for _ in range(_REBASES):
         current = newest.tables if newest is not None else {}
-        if any(current.get(key) != expected for key, expected in written.expected.items()):
-            return _committed_before(log, run_id, written, leases)
-        tables = {**current, **written.references}
+        states = written(is_apart())
+        if any(current.get(key) != expected for key, expected in states.expected.items()):
+            return _committed_before(log, run_id, [written(False), written(True)], leases)
+        tables = {**current, **states.references}
         publishing = _publishing(store, newest, run_id)
         entry = LogEntry(
             sequence=newest.sequence + 1 if newest is not None else 1,
@@ -722,15 +735,31 @@ class _Written:
     expected: Mapping[TableKey, TableRef | None]
 
 
-def _write_states(store: Store, log: CommitLog, run_id: str, updates: Sequence[Update]) -> _Written:
+def _write_states(
+    store: Store, log: CommitLog, run_id: str, updates: Sequence[Update], *, is_apart: bool
+) -> _Written:
     expected = {(update.table, update.account): update.expected for update in updates}
     if len(expected) != len(updates):
         raise LakeError("one commit updates a table of an account twice; this is a fault of the caller")
     staged = _staged(store, run_id) if updates else {}
     references = {
-        (update.table, update.account): _write_state(store, log, run_id, update, staged) for update in updates
+        (update.table, update.account): _write_state(
+            store, log, run_id, _set_apart(log, update) if is_apart else update, staged
+        )
+        for update in updates
     }
     return _Written(references=references, expected=expected)
+
+
+def _set_apart(log: CommitLog, update: Update) -> Update:
+    """The update with its new files marked as those that are not to be merged."""
+    before = log.read_list(update.expected.digest)["files"] if update.expected is not None else {"items": []}
+    known = {path for path, _ in log._items(before)}
+    files = tuple(
+        file if file.path in known else msgspec.structs.replace(file, is_apart=True)
+        for file in update.state.files
+    )
+    return replace(update, state=replace(update.state, files=files))
 
 
 def _check_staged(store: Store, run_id: str, files: Iterable[DataFile]) -> None:
@@ -835,10 +864,16 @@ def _write_pieces(log: CommitLog, before: object, pieces: Pieces) -> None:
             log.write_content(content)
 
 
-def _committed_before(log: CommitLog, run_id: str, written: _Written, leases: Leases | None) -> LogEntry:
-    """The entry that holds these very updates already. Raises: LakeBusy or CommitConflict if there is none."""
+def _committed_before(
+    log: CommitLog, run_id: str, written: Sequence[_Written], leases: Leases | None
+) -> LogEntry:
+    """The entry that holds these very updates already, in one of their forms. Raises: LakeBusy or CommitConflict if
+    there is none.
+    """
     newest = log.newest()
-    if newest is not None and all(newest.tables.get(key) == made for key, made in written.references.items()):
+    if newest is not None and any(
+        all(newest.tables.get(key) == made for key, made in one.references.items()) for one in written
+    ):
         for sequence in reversed(newest.publishing.get(run_id, ())):
             return log.read(sequence)
         if newest.run_id == run_id:
@@ -846,7 +881,7 @@ def _committed_before(log: CommitLog, run_id: str, written: _Written, leases: Le
     if leases is not None:
         leases.check()
     current = newest.tables if newest is not None else {}
-    moved = sorted(key for key, expected in written.expected.items() if current.get(key) != expected)
+    moved = sorted(key for key, expected in written[0].expected.items() if current.get(key) != expected)
     names = ", ".join(f"{table} of account {account}" for table, account in moved[:3])
     raise CommitConflict(
         f"another run changed {names or 'the same tables'} since run {run_id} began; "
@@ -864,6 +899,16 @@ def _run_part(log: CommitLog, newest: LogEntry | None, run_id: str, started_at: 
         if entry.committed_at < started_at:
             break
     return 1
+
+
+def _is_apart(log: CommitLog, newest: LogEntry | None, run_id: str, started_at: datetime) -> bool:
+    """True where others have committed since the first entry of the run."""
+    if newest is None or _run_part(log, newest, run_id, started_at) == 1:
+        return False
+    if newest.run_id != run_id:
+        return True
+    first = log.read(newest.sequence - newest.run_part + 1)
+    return (first.run_id, first.run_part) != (run_id, 1)
 
 
 def _commit_time(newest: LogEntry | None, started_at: datetime, clock: Clock) -> datetime:
@@ -1140,6 +1185,7 @@ def _file_value(file: DataFile) -> Mapping[str, object]:
         "sha256": file.sha256,
         "partition": file.partition,
         "content": file.content,
+        **({"is_apart": True} if file.is_apart else {}),
     }
 
 
@@ -1154,6 +1200,7 @@ def _file_of(path: str, value: object) -> DataFile:
         sha256=str(content["sha256"]),
         partition=tuple((key, item) for key, item in cast(list[list[str]], content["partition"])),
         content=str(content["content"]),
+        is_apart=bool(content.get("is_apart")),
     )
 
 

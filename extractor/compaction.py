@@ -18,6 +18,7 @@ from extractor.commit import LogEntry, TableKey, TableState, staged_path
 from extractor.config import Config
 from extractor.endpoint import Endpoint
 from extractor.errors import ConfigError, LakeError
+from extractor.lake import is_event_file
 from extractor.mergesort import ROWS_HELD, read_tables, sorted_groups
 from extractor.rowsum import RowSum, sum_rows
 from extractor.upkeep import (
@@ -88,7 +89,7 @@ def plan_merges(state: TableState, target_bytes: int) -> list[Merge]:
     """Which files of a table belong together: the small ones of a partition, if there are several."""
     folders: dict[str, list[DataFile]] = {}
     for file in state.files:
-        if file.size_bytes < _SMALL * target_bytes:
+        if file.size_bytes < _SMALL * target_bytes and not (file.is_apart and is_event_file(file)):
             folders.setdefault(file.path.rpartition("/")[0], []).append(file)
     return [
         Merge(folder=folder, partition=files[0].partition, sources=tuple(files))

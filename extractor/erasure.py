@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import IO
 
+import msgspec
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -221,7 +222,7 @@ class _Eraser:
                 f"rewriting {file.path} of lake {up.store.uri} would change other rows; nothing was committed: "
                 "run `skysql-extract verify`, and report this if it finds nothing"
             )
-        return _Rewritten(old=file, new=new)
+        return _Rewritten(old=file, new=msgspec.structs.replace(new, is_apart=file.is_apart))
 
     def _copy_kept(
         self, stream: IO[bytes], start: Callable[[pa.Table, bool], OpenFile]

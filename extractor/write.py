@@ -55,6 +55,9 @@ class DataFile(msgspec.Struct, frozen=True, kw_only=True):
     """The Hive keys in the path, in order, with their values unescaped."""
     content: str = ""
     """Order-free digest of the Arrow values of its rows, where one was needed."""
+    is_apart: bool = False
+    """A later commit of its run brought it, after others had committed. Events in it are not merged: only by their
+    file can a reader tell them from those that the run had before."""
 
 
 class Staged(msgspec.Struct, frozen=True, kw_only=True):

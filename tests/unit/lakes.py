@@ -88,6 +88,8 @@ class SmallLake:
     config: Config
     watch: Watch
     waits: list[str] = field(default_factory=list)
+    starts: dict[str, datetime] = field(default_factory=dict)
+    """Of each run; one that commits again has begun only once."""
 
     @property
     def lake(self) -> Lake:
@@ -115,7 +117,8 @@ class SmallLake:
             key = (name, "default")
             known = newest.tables.get(key) if newest else None
             before = log.state_of(newest, *key).files if newest and known else ()
-            new = self._stage(run_id, name, folder, rows)
+            part = sum(f"/{run_id}-" in file.path for file in before)
+            new = self._stage(run_id, name, folder, rows, part)
             is_event = folder.startswith("event_date=")
             window = folder.partition("/")[0]
             is_windowed = window.startswith("window=")
@@ -148,7 +151,7 @@ class SmallLake:
             updates=updates,
             summary={},
             source={"learnt_rates": {"default": 7.0}},
-            started_at=self.watch.now(),
+            started_at=self.starts.setdefault(run_id, self.watch.now()),
             clock=self.watch,
             leases=None,
         )
@@ -156,10 +159,10 @@ class SmallLake:
             publish(self.store, log, entry)
         return entry
 
-    def _stage(self, run_id: str, name: str, folder: str, rows: pa.Table) -> DataFile:
+    def _stage(self, run_id: str, name: str, folder: str, rows: pa.Table, part: int) -> DataFile:
         is_event = folder.startswith("event_date=")
         below = folder if is_event else f"{folder}/run={run_id}"
-        file = f"{run_id}-00000" if is_event else "part-00000"
+        file = f"{run_id}-{part:05d}" if is_event else "part-00000"
         path = f"{name}/account=default/{below}/{file}.parquet"
         written = io.BytesIO()
         pq.write_table(rows, written)

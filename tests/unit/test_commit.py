@@ -428,6 +428,73 @@ def test_committing_again_after_an_error_does_not_commit_twice() -> None:
     assert len(list(CommitLog(store).entries())) == 1
 
 
+def apart(store: Store) -> list[str]:
+    """The events that are marked as standing apart, by the name of their file."""
+    log = CommitLog(store)
+    newest = log.newest()
+    assert newest is not None
+    files = log.state_of(newest, "notifications", "default").files
+    return [file.path.rpartition("/")[2] for file in files if file.is_apart]
+
+
+def more_events(store: Store, run_id: str, day: str) -> TableState:
+    """What stands in the lake, and a file of one more day."""
+    log = CommitLog(store)
+    newest = log.newest()
+    assert newest is not None
+    before = log.state_of(newest, "notifications", "default")
+    path = f"notifications/account=default/event_date=2026-11-{day}/{run_id}-{day}.parquet"
+    store.put(staged_path(run_id, path), content_of(path))
+    return replace(before, rows=before.rows + 3, files=(*before.files, data_file(path)))
+
+
+def test_files_of_a_later_part_of_a_run_stand_apart_if_others_came_in_between() -> None:
+    store = MemoryStore()
+    commit_run(store, "b", events("b", "2026-11-01"), is_final=False)
+    commit_run(store, "b", more_events(store, "b", "02"), is_final=False)
+    assert apart(store) == []
+
+    commit_run(store, "r", more_events(store, "r", "03"))
+    commit_run(store, "b", more_events(store, "b", "04"), is_final=False)
+    commit_run(store, "b", more_events(store, "b", "05"))
+    commit_run(store, "s", more_events(store, "s", "06"))
+
+    assert apart(store) == ["b-04.parquet", "b-05.parquet"]
+
+
+def test_a_run_that_commits_in_the_very_act_counts_as_in_between() -> None:
+    class Contested(MemoryStore):
+        """Another run is first with entry 2."""
+
+        is_contested = True
+
+        def put_if_absent(self, path: str, content: bytes) -> bool:
+            if path == entry_path(2) and self.is_contested:
+                self.is_contested = False
+                commit_run(self, "r", snapshot("r"))
+            return super().put_if_absent(path, content)
+
+    store = Contested()
+    commit_run(store, "b", events("b", "2026-11-01"), is_final=False)
+
+    commit_run(store, "b", more_events(store, "b", "02"))
+
+    assert apart(store) == ["b-02.parquet"]
+
+
+@pytest.mark.parametrize("is_between", [False, True])
+def test_committing_a_later_part_again_does_not_commit_twice(is_between: bool) -> None:
+    store = MemoryStore()
+    commit_run(store, "b", events("b", "2026-11-01"), is_final=False)
+    if is_between:
+        commit_run(store, "r", snapshot("r"))
+    planned = updates(CommitLog(store), more_events(store, "b", "02"))
+    first = commit_run(store, "b", planned=planned)
+    commit_run(store, "s", snapshot("s", table="other"))
+
+    assert commit_run(store, "b", planned=planned) == first
+
+
 def test_an_entry_whose_predecessor_does_not_stand_is_void_and_made_again() -> None:
     class Slipping(MemoryStore):
         """While entry 2 is put for the first time, the entry below it is exchanged."""

@@ -218,6 +218,31 @@ def test_a_damaged_file_is_never_merged(harm: str, lake: SmallLake) -> None:
     assert lake.hidden("staging") == lake.hidden("old") == []
 
 
+DAY = "event_date=2026-11-20"
+
+
+def test_rows_that_a_run_adds_after_another_one_are_not_those_of_that_one(lake: SmallLake) -> None:
+    lake.run("b", ("notices", DAY, rows("b", "first")))
+    lake.run("b", ("notices", DAY, rows("b", "second")))
+    lake.run("r", ("notices", DAY, rows("r", "between")))
+    lake.run("b", ("notices", DAY, rows("b", "third")))
+    lake.run("b", ("notices", DAY, rows("b", "fourth")))
+    lake.run("s", ("notices", DAY, rows("s", "last")))
+    then = {"b": lake.ids("notices", "b"), "r": lake.ids("notices", "r"), "s": lake.ids("notices", "s")}
+    assert then["r"] == ["between", "first", "second"]
+
+    for _ in range(2):
+        compact(lake.config, upkeep=lake.upkeep())
+        lake.run("t", ("notices", DAY, rows("t", "later")))
+        assert {run: lake.ids("notices", run) for run in then} == then
+
+    assert lake.places("notices")[1:] == [
+        f"{DAY}/{name}.parquet" for name in ("b-00002", "b-00003", "t-00000")
+    ]
+    assert lake.lake.files("notices", "r")[0].where == "_run_id IN ('b', 'r')"
+    assert lake.glob_ids("notices") == lake.ids("notices")
+
+
 def test_the_condition_on_rows_of_merged_files_is_told(lake: SmallLake) -> None:
     fill(lake, 4)
     assert {row.where for row in lake.lake.files(as_of="r2")} == {""}

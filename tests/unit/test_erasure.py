@@ -93,6 +93,19 @@ def test_rows_that_were_merged_go_too_and_so_do_copies_for_readers(lake: SmallLa
     assert [path.rpartition("/")[2] for path in lake.hidden("old")] == ["r4-00000.parquet"]
 
 
+def test_a_file_that_must_not_be_merged_must_not_be_so_afterwards_either(lake: SmallLake) -> None:
+    day = "event_date=2026-11-20"
+    lake.run("b", ("notices", day, rows("b", "first")))
+    lake.run("r", ("notices", day, rows("r", "between")))
+    lake.run("b", ("notices", day, rows("b", "bob", "third")))
+
+    erase(lake.config, "notices", {"id": "bob"}, upkeep=lake.upkeep("expire"))
+    compact(lake.config, upkeep=lake.upkeep())
+
+    assert lake.ids("notices", "r") == ["between", "first"]
+    assert lake.ids("notices") == ["between", "first", "third"]
+
+
 def test_all_conditions_must_hold_and_values_are_those_of_the_column(lake: SmallLake) -> None:
     number = pa.array([1, 2, 1], pa.int64())
     lake.run("r0", ("users", "snapshot_date=2026-11-20", rows("r0", "a", "a", "b", number=number)))
