@@ -115,6 +115,11 @@ class TableState:
     content: str
     """Order-free digest of the current snapshot."""
 
+    @property
+    def is_event(self) -> bool:
+        """True where rows are added once and then stay."""
+        return self.snapshot_at is None
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TableRef:
@@ -134,6 +139,11 @@ class TableRef:
     proved_by: str
     snapshot_at: str | None
     content: str
+
+    @property
+    def is_event(self) -> bool:
+        """True where rows are added once and then stay."""
+        return self.snapshot_at is None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,7 +18,6 @@ from extractor.catalog import load_catalog
 from extractor.commit import LogEntry, TableKey, TableState
 from extractor.config import Config, parse_duration
 from extractor.errors import ConfigError
-from extractor.lake import is_event_file
 from extractor.past import Snapshot, snapshots
 from extractor.upkeep import Change, Sound, Upkeep, UpkeepReport, chosen_tables
 from extractor.write import DataFile, open_file
@@ -51,7 +50,7 @@ def expire(
     before = None if age is None else up.started_at - timedelta(seconds=age)
     entry = up.lake.entry()
     chosen = chosen_tables(entry, tables, up.store.uri)
-    events = {key for key in chosen if key[0] in tables and age is not None and _is_event(up, entry, key)}
+    events = {key for key in chosen if key[0] in tables and age is not None and entry.tables[key].is_event}
     if events and age is not None:
         _check_lookback(config, {name for name, _ in events}, age, str(older_than))
     found = snapshots(up.log, entry, [key for key in chosen if key not in events])
@@ -163,12 +162,6 @@ def _empty(up: Upkeep, key: TableKey, like: DataFile) -> DataFile:
 def _change(key: TableKey, files: Mapping[str, DataFile], removed: int, *, rows: int | None = None) -> Change:
     rows = sum(file.rows for file in files.values()) if rows is None else rows
     return Change.of_files(key, files.values(), rows=rows, snapshots=removed)
-
-
-def _is_event(up: Upkeep, entry: LogEntry, key: TableKey) -> bool:
-    return entry.tables[key].sync != "snapshot" and any(
-        is_event_file(file) for file in up.log.state_of(entry, *key).files
-    )
 
 
 def _check_lookback(config: Config, names: set[str], age: float, text: str) -> None:

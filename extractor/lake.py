@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from extractor.verify import VerifyReport
     from extractor.write import DataFile
 
-__all__ = ("FileRow", "Lake", "LakeTable", "RunRow", "is_event_file")
+__all__ = ("FileRow", "Lake", "LakeTable", "RunRow", "Successors", "is_event_file")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -322,23 +322,52 @@ class Lake:
         return LakeError(f"data file {path} is nowhere in lake {self.store.uri}; {remedy}")
 
     def _newest_whole_run(self, damaged: LogEntry) -> str | None:
+        successors = Successors(self.log)
+        publishing: dict[str, None] = {}
         whole: dict[str, bool] = {}
         there: dict[str, bool] = {}
         seen = {damaged.run_id}
         for entry in self.log.backwards():
-            if entry.run_id in seen:
-                continue
-            seen.add(entry.run_id)
-            for key, reference in entry.tables.items():
-                if reference.digest not in whole:
-                    paths = [file.path for file in self.log.state_of(entry, *key).files]
-                    for path in paths:
-                        if path not in there:
-                            there[path] = any(map(self.store.exists, places(path, entry.publishing)))
-                    whole[reference.digest] = all(there[path] for path in paths)
-            if all(whole[reference.digest] for reference in entry.tables.values()):
-                return entry.run_id
+            publishing |= dict.fromkeys(entry.publishing)
+            if entry.run_id not in seen:
+                seen.add(entry.run_id)
+                for key, reference in entry.tables.items():
+                    if reference.digest not in whole:
+                        paths = successors.paths(self.log.state_of(entry, *key))
+                        for path in paths - there.keys():
+                            there[path] = any(map(self.store.exists, places(path, publishing)))
+                        whole[reference.digest] = all(there[path] for path in paths)
+                if all(whole[reference.digest] for reference in entry.tables.values()):
+                    return entry.run_id
+            successors.add(entry)
         return None
+
+
+class Successors:
+    """Where the rows of files are now; learns from the entries of a log, the newest first."""
+
+    def __init__(self, log: CommitLog) -> None:
+        self._log = log
+        self._files: dict[str, tuple[DataFile, ...]] = {}
+
+    def add(self, entry: LogEntry) -> None:
+        """Learn what became of the files that an entry replaced, all later entries being known."""
+        files = self._log.replacing_files(entry)
+        for path, others in self._log.replacements(entry).items():
+            found = (self._files.get(other, (files[other],) if other in files else ()) for other in others)
+            self._files[path] = tuple(live for lives in found for live in lives)
+
+    def files(self, file: DataFile) -> tuple[DataFile, ...]:
+        """Those that hold the rows of a file of the entry before the last one that was learnt; none if dropped."""
+        return self._files.get(file.path, (file,))
+
+    def paths(self, state: TableState) -> set[str]:
+        """What must be there to read such a state: days of events that were dropped are not missed."""
+        return {
+            live.path
+            for file in state.files
+            for live in self.files(file) or (() if is_event_file(file) else (file,))
+        }
 
 
 class LakeTable:
@@ -604,7 +633,7 @@ class _Past:
         newest = lake._table(name, None, entry, ())
         self.key = newest.key
         self._accounts = [state.account for state in newest.states]
-        self._is_event = {state.account: state.snapshot_at is None for state in newest.states}
+        self._is_event = {state.account: state.is_event for state in newest.states}
         self._runs: list[str] = []
         """The run of each entry, by sequence."""
         self._merges: list[LogEntry] = lake._merges(entry)
@@ -711,7 +740,7 @@ class _Past:
             dropped.update(path for path, paths in replacements.items() if not paths)
             followed = _replaced(self._lake.log, merge, replacements, followed)
         if any(file.path in dropped for file in followed.files):
-            if state.snapshot_at is not None:
+            if not state.is_event:
                 return None
             kept = tuple(file for file in followed.files if file.path not in dropped)
             followed = replace(followed, files=kept)

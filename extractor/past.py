@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from extractor.commit import CommitLog, LogEntry, TableKey
-from extractor.lake import is_event_file
+from extractor.lake import Successors
 from extractor.write import DataFile
 
 __all__ = ("Snapshot", "live_files", "snapshots")
@@ -30,9 +30,9 @@ def snapshots(log: CommitLog, newest: LogEntry, keys: Sequence[TableKey]) -> dic
 
     Files that were rewritten or merged stand there as they are now. Reads the whole log.
     """
-    found: dict[TableKey, dict[str, Snapshot]] = {key: {} for key in keys if not _is_event(log, newest, key)}
+    found: dict[TableKey, dict[str, Snapshot]] = {key: {} for key in keys if not newest.tables[key].is_event}
     digests: dict[TableKey, str] = {}
-    now_at: dict[str, tuple[DataFile, ...]] = {}
+    successors = Successors(log)
     ended_at: datetime | None = None
     for entry in log.backwards(newest):
         for key, known in found.items():
@@ -41,14 +41,13 @@ def snapshots(log: CommitLog, newest: LogEntry, keys: Sequence[TableKey]) -> dic
                 continue
             digests[key] = reference.digest
             for file in log.state_of(entry, *key).files:
-                for live in now_at.get(file.path, (file,)):
+                for live in successors.files(file):
                     folder = live.path.rpartition("/")[0]
                     if folder not in known:
                         window = dict(live.partition).get("window", "")
                         known[folder] = Snapshot(folder=folder, window=window, ended_at=ended_at)
                     known[folder].files[live.path] = live
-        if entry.replaced:
-            _follow(log, entry, now_at)
+        successors.add(entry)
         ended_at = entry.committed_at
     return {key: list(known.values()) for key, known in found.items()}
 
@@ -59,19 +58,3 @@ def live_files(log: CommitLog, newest: LogEntry, key: TableKey) -> dict[str, Dat
     for snapshot in snapshots(log, newest, [key]).get(key, []):
         files |= snapshot.files
     return files
-
-
-def _is_event(log: CommitLog, newest: LogEntry, key: TableKey) -> bool:
-    reference = newest.tables[key]
-    if reference.sync == "snapshot":
-        return False
-    return any(is_event_file(file) for file in log.state_of(newest, *key).files)
-
-
-def _follow(log: CommitLog, entry: LogEntry, now_at: dict[str, tuple[DataFile, ...]]) -> None:
-    """Note where the rows of the files that an entry removed are now, the newer entries being known."""
-    files = log.replacing_files(entry)
-    for path, others in log.replacements(entry).items():
-        now_at[path] = tuple(
-            live for other in others for live in now_at.get(other, (files[other],) if other in files else ())
-        )

@@ -133,7 +133,7 @@ class _Patient:
 
     def _healed(self, state: TableState, gone: Sequence[DataFile]) -> tuple[TableState, list[str]]:
         """The state without those files, and in words what is lost with them."""
-        if state.snapshot_at is None:
+        if state.is_event:
             return self._without_events(state, gone)
         if state.sync == "window":
             return self._with_earlier_windows(state, gone)

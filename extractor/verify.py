@@ -218,7 +218,7 @@ def _targets(state: TableState) -> Iterator[tuple[str, Target]]:
                 table=state.table,
                 account=state.account,
                 columns=state.columns,
-                is_event=state.snapshot_at is None,
+                is_event=state.is_event,
             ),
         )
 

@@ -443,14 +443,22 @@ def merged(store: Store) -> Store:
     second = notices("r2", "2026-11-20", "c", earlier=first[0])
     write(store, "r1", first)
     write(store, "r2", second)
-    path = "notices/account=default/event_date=2026-11-20/r3-00000.parquet"
-    content = {path: pa.concat_tables([rows("r1", "a", "b"), rows("r2", "c")])}
-    compacted = state_of("notices", "default", "r3", content)
-    write(store, "r3", (compacted, content), replaced={file.path: [path] for file in second[0].files})
-    for file in second[0].files:
-        store.delete(file.path)
+    merge(store, "r3", second[0])
+    compacted = CommitLog(store).state_of(Lake(store).entry(), "notices", "default")
     write(store, "r4", notices("r4", "2026-11-21", "d", earlier=compacted))
     return store
+
+
+def merge(store: Store, run_id: str, state: TableState, *, is_in_grace: bool = False) -> str:
+    """Put the notices into one file, and give its path; those of before are gone, or in their grace period."""
+    path = f"notices/account=default/event_date=2026-11-20/{run_id}-00000.parquet"
+    parts = [pq.read_table(io.BytesIO(store.read(file.path))) for file in state.files]
+    content = {path: pa.concat_tables(parts)}
+    compacted = state_of("notices", "default", run_id, content)
+    write(store, run_id, (compacted, content), replaced={file.path: [path] for file in state.files})
+    for file in state.files if not is_in_grace else ():
+        store.delete(old_path(file.path))
+    return path
 
 
 def test_as_of_an_earlier_run_follows_merged_files_and_leaves_out_later_rows(merged: Store) -> None:
@@ -460,6 +468,33 @@ def test_as_of_an_earlier_run_follows_merged_files_and_leaves_out_later_rows(mer
     assert ids(lake, "notices", "r2") == ["a", "b", "c"]
     assert ids(lake, "notices", "r3") == ["a", "b", "c"]
     assert ids(lake, "notices") == ["a", "b", "c", "d"]
+
+
+def test_a_run_whose_files_were_merged_is_whole_if_the_merged_ones_are_there(store: Store) -> None:
+    first = notices("r1", "2026-11-20", "a")
+    second = notices("r2", "2026-11-20", "b", earlier=first[0])
+    write(store, "r1", services("r1", "x"), first)
+    write(store, "r2", services("r2", "y"), second)
+    merge(store, "r3", second[0])
+    write(store, "r4", services("r4", "z"))
+    lake = Lake(store)
+    for run in ("r2", "r4"):
+        store.delete(lake.files("services", run)[0].path)
+
+    with pytest.raises(LakeError, match="--as-of r1 reads the newest whole run"):
+        ids(lake, "services")
+    assert (ids(lake, "services", "r1"), ids(lake, "notices", "r1")) == (["x"], ["a"])
+
+
+def test_a_run_whose_files_were_merged_is_not_whole_if_the_merged_ones_are_lost(store: Store) -> None:
+    first = notices("r1", "2026-11-20", "a")
+    second = notices("r2", "2026-11-20", "b", earlier=first[0])
+    write(store, "r1", first)
+    write(store, "r2", second)
+    store.delete(merge(store, "r3", second[0], is_in_grace=True))
+
+    with pytest.raises(LakeError, match="restore it from a copy"):
+        ids(Lake(store), "notices")
 
 
 def test_the_filter_of_merged_files_is_told(merged: Store) -> None:
