@@ -20,11 +20,12 @@ import anyio
 
 from extractor.catalog import load_catalog
 from extractor.clock import SystemClock
-from extractor.commit import Leases, LogEntry, TableState
+from extractor.commitlog import LogEntry, TableState
 from extractor.config import Config, with_run
 from extractor.endpoint import Endpoint
 from extractor.errors import ConfigError, LakeError
 from extractor.events import Observer, RunFinished, RunStarted, ignore
+from extractor.lease import Leases
 from extractor.pipeline import Run, WriterSink
 from extractor.plan import Span, TablePlan, make_plan, plan_windows
 from extractor.reader import Interruption, Setup, World, prepared

@@ -14,13 +14,15 @@ import pyarrow as pa
 
 from extractor.batch import ROWS_MAX
 from extractor.catalog import load_catalog
-from extractor.commit import LogEntry, TableKey, TableState, staged_path
+from extractor.commitlog import LogEntry, TableState
 from extractor.config import Config
 from extractor.endpoint import Endpoint
 from extractor.errors import ConfigError, LakeError
 from extractor.lake import is_event_file
+from extractor.lease import TableKey
 from extractor.mergesort import ROWS_HELD, read_tables, sorted_groups
 from extractor.rowsum import RowSum, sum_rows
+from extractor.store import staged_path
 from extractor.upkeep import (
     Change,
     Sound,

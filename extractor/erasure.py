@@ -20,15 +20,17 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from extractor.batch import ROWS_MAX
-from extractor.commit import LogEntry, TableKey, TableState, old_path, staged_path
+from extractor.commit import old_path
+from extractor.commitlog import LogEntry, TableState
 from extractor.config import Config
 from extractor.errors import ConfigError, LakeError
+from extractor.lease import TableKey
 from extractor.mergesort import ROWS_HELD
 from extractor.past import live_files
 from extractor.places import ASIDE
 from extractor.rowsum import RowSum, sum_rows
 from extractor.schema import RESCUED, source_name
-from extractor.store import StoreMissing
+from extractor.store import StoreMissing, staged_path
 from extractor.upkeep import Change, Sound, Upkeep, UpkeepReport, chosen_tables, sum_files
 from extractor.write import DataFile, OpenFile, open_file
 

@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from extractor.commit import TableState
+from extractor.commitlog import TableState
 from extractor.drift import Drift, changes_between, with_version, words
 from extractor.ledger import Ledger
 from extractor.schema import TableSchema

@@ -15,9 +15,10 @@ import pyarrow.parquet as pq
 
 from extractor.batch import NULL_PARTITION
 from extractor.catalog import load_catalog
-from extractor.commit import LogEntry, TableKey, TableState
+from extractor.commitlog import LogEntry, TableState
 from extractor.config import Config, parse_duration
 from extractor.errors import ConfigError
+from extractor.lease import TableKey
 from extractor.past import Snapshot, snapshots
 from extractor.upkeep import Change, Sound, Upkeep, UpkeepReport, chosen_tables
 from extractor.write import DataFile, open_file

@@ -15,8 +15,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from extractor.commit import CommitLog, LogEntry, TableKey, TableState
+from extractor.commitlog import CommitLog, LogEntry, TableState
 from extractor.errors import ConfigError, LakeError
+from extractor.lease import TableKey
 from extractor.places import places
 from extractor.store import Store, StoreMissing
 from extractor.stores import open_store

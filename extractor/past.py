@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from extractor.commit import CommitLog, LogEntry, TableKey
+from extractor.commitlog import CommitLog, LogEntry
 from extractor.lake import Successors
+from extractor.lease import TableKey
 from extractor.write import DataFile
 
 __all__ = ("Snapshot", "live_files", "snapshots")

@@ -24,19 +24,8 @@ from extractor.account import TableRun
 from extractor.batch import Stamp
 from extractor.checks import check_schema
 from extractor.clock import SystemClock
-from extractor.commit import (
-    CommitLog,
-    Leases,
-    LogEntry,
-    TableKey,
-    TableState,
-    Update,
-    clean_orphans,
-    commit,
-    live_runs,
-    publish,
-    roll_forward,
-)
+from extractor.commit import Update, clean_orphans, commit, publish, roll_forward
+from extractor.commitlog import CommitLog, LogEntry, TableState
 from extractor.config import Account, Config, SecretText
 from extractor.errors import (
     AuthError,
@@ -49,6 +38,7 @@ from extractor.evolution import drift_lines, null_keys_of
 from extractor.journal import Found, Journal, Origin, read_rows
 from extractor.lake import Lake
 from extractor.lane import Budget, Executor, Part, Sink, ThreadExecutor
+from extractor.lease import Leases, TableKey, live_runs
 from extractor.ledger import Outcome
 from extractor.plan import Span, TablePlan
 from extractor.reader import (

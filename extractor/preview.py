@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 
 from extractor.catalog import load_catalog
-from extractor.commit import CommitLog, LogEntry
+from extractor.commitlog import CommitLog, LogEntry
 from extractor.config import Config
 from extractor.plan import Plan, TablePlan, first_requests, make_plan
 from extractor.stores import open_store

@@ -25,9 +25,7 @@ from extractor.auth import TokenAnswer, TokenSource, read_keyinfo, read_token_an
 from extractor.catalog import load_catalog
 from extractor.checks import check_names
 from extractor.clock import Clock
-from extractor.commit import (
-    TableState,
-)
+from extractor.commitlog import TableState
 from extractor.conceal import Secrets
 from extractor.config import Account, Config, KeySources, SecretText, find_key, nearest_name
 from extractor.endpoint import Endpoint

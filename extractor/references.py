@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from extractor.checks import dangling, target_of
-from extractor.commit import TableState
+from extractor.commitlog import TableState
 from extractor.config import Checks
 from extractor.settle import Settled
 from extractor.store import Store, staged_path

@@ -17,18 +17,10 @@ from secrets import token_hex
 
 from extractor.batch import NULL_PARTITION
 from extractor.clock import Clock, SystemClock
-from extractor.commit import (
-    CommitLog,
-    Leases,
-    LogEntry,
-    TableKey,
-    TableState,
-    Update,
-    commit,
-    publish,
-    roll_forward,
-)
+from extractor.commit import Update, commit, publish, roll_forward
+from extractor.commitlog import CommitLog, LogEntry, TableState
 from extractor.endpoint import Endpoint
+from extractor.lease import Leases, TableKey
 from extractor.places import ASIDE, places
 from extractor.plan import TablePlan
 from extractor.store import Store, StoreMissing

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from extractor.commit import CommitLog, LogEntry, TableKey
+from extractor.commitlog import CommitLog, LogEntry
 from extractor.config import Bounds, Checks, Config, LimitsConfig, Notify
 from extractor.drift import Drift
 from extractor.errors import LakeError
@@ -27,6 +27,7 @@ from extractor.journal import (
     survey,
 )
 from extractor.lane import Executor
+from extractor.lease import TableKey
 from extractor.plan import Plan
 from extractor.reader import Interruption, Reader
 from extractor.store import Store

@@ -18,7 +18,8 @@ import pyarrow.parquet as pq
 
 from extractor.batch import NULL_PARTITION, Stamp
 from extractor.checks import Subject, fallen, nulls_and_ages
-from extractor.commit import TableRef, TableState, Update
+from extractor.commit import Update
+from extractor.commitlog import TableRef, TableState
 from extractor.config import Checks
 from extractor.endpoint import Endpoint, Window
 from extractor.evolution import drift_lines, filled_columns, gone_columns, schema_state

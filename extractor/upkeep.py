@@ -20,22 +20,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from extractor.clock import Clock, SystemClock
-from extractor.commit import (
-    GRACE_SECONDS,
-    Leases,
-    LogEntry,
-    TableKey,
-    TableRef,
-    TableState,
-    Update,
-    commit,
-    publish,
-    roll_forward,
-)
+from extractor.commit import GRACE_SECONDS, Update, commit, publish, roll_forward
+from extractor.commitlog import LogEntry, TableRef, TableState
 from extractor.config import Config
 from extractor.endpoint import Endpoint
 from extractor.errors import ConfigError, LakeBusy, LakeError
 from extractor.lake import Lake
+from extractor.lease import Leases, TableKey
 from extractor.mergesort import read_tables
 from extractor.places import damage_of
 from extractor.rowsum import RowSum, sum_rows

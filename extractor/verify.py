@@ -13,7 +13,8 @@ from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from typing import IO, TYPE_CHECKING, Literal
 
-from extractor.commit import CommitLog, LogEntry, TableState, is_waiting
+from extractor.commit import is_waiting
+from extractor.commitlog import CommitLog, LogEntry, TableState
 from extractor.places import damage_of, open_data_file
 from extractor.store import Store, StoreMissing
 

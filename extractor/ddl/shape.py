@@ -14,7 +14,7 @@ import msgspec
 import pyarrow as pa
 
 from extractor.batch import Stamp, stamp_schema
-from extractor.commit import CommitLog, LogEntry, TableState
+from extractor.commitlog import CommitLog, LogEntry, TableState
 from extractor.endpoint import Endpoint, parse_type
 from extractor.errors import ConfigError, LakeError
 from extractor.lake import Lake

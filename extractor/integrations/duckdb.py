@@ -22,7 +22,7 @@ from extractor.lake import Lake, LakeTable
 if TYPE_CHECKING:
     import duckdb
 
-    from extractor.commit import LogEntry
+    from extractor.commitlog import LogEntry
 
 __all__ = ("connect", "query")
 

@@ -28,15 +28,8 @@ import pyarrow.parquet as pq
 
 from extractor.batch import Stamp
 from extractor.catalog import load_catalog
-from extractor.commit import (
-    CommitLog,
-    Leases,
-    TableState,
-    Update,
-    commit,
-    publish,
-    roll_forward,
-)
+from extractor.commit import Update, commit, publish, roll_forward
+from extractor.commitlog import CommitLog, TableState
 from extractor.compaction import compact
 from extractor.config import Config, load_config
 from extractor.decode.json import decode_rows
@@ -47,6 +40,7 @@ from extractor.expiry import expire
 from extractor.fetch import Request, Response
 from extractor.lake import Lake
 from extractor.lane import InlineExecutor
+from extractor.lease import Leases
 from extractor.pipeline import World, extract
 from extractor.schema import plan_schema
 from extractor.stores.local import LocalStore

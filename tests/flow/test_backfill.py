@@ -17,7 +17,7 @@ from aiohttp import web
 
 import extractor
 from extractor.backfilling import backfill
-from extractor.commit import CommitLog
+from extractor.commitlog import CommitLog
 from extractor.config import Config
 from extractor.errors import ConfigError
 from extractor.pipeline import World, extract

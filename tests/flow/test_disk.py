@@ -21,11 +21,11 @@ from aiohttp import web
 import extractor
 from extractor.cli.app import invoke
 from extractor.clock import SystemClock
-from extractor.commit import CommitLog, staged_path
+from extractor.commitlog import CommitLog
 from extractor.config import load_config
 from extractor.errors import LakeError
 from extractor.pipeline import World, extract
-from extractor.store import Output
+from extractor.store import Output, staged_path
 from extractor.stores.memory import MemoryStore
 
 KEY = "skysql.1zzz.disk1234." + "Dk" * 18 + ".0a1b2c3d"

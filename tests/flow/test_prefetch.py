@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 import extractor
 from extractor.account import AccountRun, Credential, TableRun
-from extractor.commit import CommitLog
+from extractor.commitlog import CommitLog
 from extractor.config import SecretText
 from extractor.endpoint import Endpoint, OffsetPaging, PagePaging, Paging, Parent, TokenPaging
 from extractor.errors import NetworkError, StatusError

@@ -11,7 +11,8 @@ import pytest
 
 import extractor
 from extractor.cli.app import invoke
-from extractor.commit import CommitLog, Leases
+from extractor.commitlog import CommitLog
+from extractor.lease import Leases
 from tests.bench.runs import Month, check_by_glob, check_by_log, number_of, rows_after
 
 

@@ -16,7 +16,7 @@ import pytest
 from aiohttp import web
 
 import extractor
-from extractor.commit import CommitLog
+from extractor.commitlog import CommitLog
 from extractor.pipeline import World
 from extractor.report import RunReport
 from extractor.stores import open_store

@@ -6,7 +6,7 @@ import random
 from pathlib import Path
 
 from extractor.clock import SystemClock
-from extractor.commit import CommitLog
+from extractor.commitlog import CommitLog
 from extractor.config import load_config
 from extractor.pipeline import World, extract
 from extractor.sandbox import SandboxOptions, running

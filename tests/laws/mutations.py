@@ -253,16 +253,16 @@ MUTATIONS = (
         "the entry is put before the lists that it refers to",
         (
             (
-                "commit.py",
+                "commitlog.py",
                 "        self.folds = Folds(store)\n",
                 "        self.folds = Folds(store)\n        self._later: list[tuple[str, bytes]] = []\n",
             ),
             (
-                "commit.py",
-                "        if not self._store.put_if_absent(_list_path(digest), content):\n",
+                "commitlog.py",
+                "        if not self._store.put_if_absent(list_path(digest), content):\n",
                 (
                     "        self._later.append((digest, content))\n        return digest\n"
-                    "        if not self._store.put_if_absent(_list_path(digest), content):\n"
+                    "        if not self._store.put_if_absent(list_path(digest), content):\n"
                 ),
             ),
             (
@@ -271,7 +271,7 @@ MUTATIONS = (
                 (
                     "        if _put_entry(store, entry.sequence, content):\n"
                     "            for digest, held in log._later:\n"
-                    "                store.put(_list_path(digest), held)\n"
+                    "                store.put(list_path(digest), held)\n"
                 ),
             ),
         ),

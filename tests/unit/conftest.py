@@ -16,7 +16,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from extractor.batch import Stamp
-from extractor.commit import CommitLog, LogEntry, Update, commit, old_path, publish, staged_path
+from extractor.commit import Update, commit, old_path, publish
+from extractor.commitlog import CommitLog, LogEntry
 from extractor.config import Checks
 from extractor.decode.json import decode_rows
 from extractor.endpoint import Column, Endpoint, Sync, Window, parse_type
@@ -26,7 +27,7 @@ from extractor.paging import Chain
 from extractor.plan import Span
 from extractor.schema import plan_schema
 from extractor.settle import Reading, settle_table
-from extractor.store import Store
+from extractor.store import Store, staged_path
 from extractor.stores.local import LocalStore
 from extractor.stores.memory import MemoryStore
 from extractor.write import TableWriter, WriteSettings

@@ -13,19 +13,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from extractor.commit import (
-    CommitLog,
-    LogEntry,
-    TableState,
-    Update,
-    clean_orphans,
-    commit,
-    publish,
-    staged_path,
-)
+from extractor.commit import Update, clean_orphans, commit, publish
+from extractor.commitlog import CommitLog, LogEntry, TableState
 from extractor.config import Config, load_config
 from extractor.lake import Lake
-from extractor.store import Store
+from extractor.store import Store, staged_path
 from extractor.stores.memory import MemoryStore, PowerLost
 from extractor.upkeep import Upkeep
 from extractor.write import DataFile

@@ -16,24 +16,11 @@ import orjson
 import pytest
 
 from extractor import write
-from extractor.commit import (
-    CommitLog,
-    Holder,
-    Leases,
-    LogEntry,
-    TableState,
-    Update,
-    clean_orphans,
-    commit,
-    live_runs,
-    old_path,
-    publish,
-    roll_forward,
-    staged_path,
-    this_process,
-)
+from extractor.commit import Update, clean_orphans, commit, old_path, publish, roll_forward
+from extractor.commitlog import CommitLog, LogEntry, TableState
 from extractor.errors import CommitConflict, LakeBusy, LakeError
-from extractor.store import Store
+from extractor.lease import Holder, Leases, live_runs, this_process
+from extractor.store import Store, staged_path
 from extractor.stores.local import LocalStore
 from extractor.stores.memory import MemoryStore, PowerLost
 from extractor.write import DataFile

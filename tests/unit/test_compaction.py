@@ -7,10 +7,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from extractor.commit import CommitLog, Leases, roll_forward
+from extractor.commit import roll_forward
+from extractor.commitlog import CommitLog
 from extractor.compaction import compact
 from extractor.errors import ConfigError, LakeError
 from extractor.lake import Lake
+from extractor.lease import Leases
 from extractor.stores.local import LocalStore
 from extractor.stores.memory import MemoryStore, PowerLost
 from tests.unit.lakes import SmallLake, Watch, cut_off, rows, small_lake

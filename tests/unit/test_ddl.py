@@ -11,7 +11,8 @@ import pytest
 
 from extractor.cli.app import invoke
 from extractor.clock import SystemClock
-from extractor.commit import CommitLog, TableState, Update, commit, publish
+from extractor.commit import Update, commit, publish
+from extractor.commitlog import CommitLog, TableState
 from extractor.ddl import athena, bigquery, snowflake, spark
 from extractor.ddl import duckdb as duckdb_ddl
 from extractor.ddl.dialect import view_names

@@ -8,10 +8,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from extractor.commit import Leases
 from extractor.compaction import compact
 from extractor.erasure import erase
 from extractor.errors import ConfigError, LakeError
+from extractor.lease import Leases
 from extractor.stores.memory import MemoryStore
 from tests.unit.lakes import SmallLake, Watch, cut_off, rows, small_lake
 

@@ -4,10 +4,13 @@ from pathlib import Path
 
 import pytest
 
-from extractor.commit import CommitLog, Leases, clean_orphans, live_runs, roll_forward, staged_path
+from extractor.commit import clean_orphans, roll_forward
+from extractor.commitlog import CommitLog
 from extractor.compaction import compact
 from extractor.errors import ConfigError, LakeError
 from extractor.expiry import expire
+from extractor.lease import Leases, live_runs
+from extractor.store import staged_path
 from extractor.stores.memory import MemoryStore
 from tests.unit.lakes import SmallLake, Watch, cut_off, rows, small_lake
 

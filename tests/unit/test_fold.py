@@ -7,20 +7,12 @@ from datetime import datetime, timedelta
 
 import pytest
 
-from extractor.commit import (
-    CommitLog,
-    LogEntry,
-    TableState,
-    Update,
-    commit,
-    publish,
-    roll_forward,
-    staged_path,
-)
+from extractor.commit import Update, commit, publish, roll_forward
+from extractor.commitlog import CommitLog, LogEntry, TableState
 from extractor.errors import LakeError
 from extractor.fold import FOLD_ENTRIES, fold_of
 from extractor.lake import Lake
-from extractor.store import Store
+from extractor.store import Store, staged_path
 from extractor.stores.memory import MemoryStore, PowerLost
 from extractor.write import DataFile
 from tests.unit.lakes import NOON, Watch

@@ -13,10 +13,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from extractor.commit import CommitLog, LogEntry, TableState, Update, commit, old_path, publish, staged_path
+from extractor.commit import Update, commit, old_path, publish
+from extractor.commitlog import CommitLog, LogEntry, TableState
 from extractor.errors import ConfigError, LakeError
 from extractor.lake import FileRow, Lake, RunRow
-from extractor.store import Store
+from extractor.store import Store, staged_path
 from extractor.stores.local import LocalStore
 from extractor.stores.memory import MemoryStore
 from extractor.write import DataFile

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from extractor.commit import CommitLog, TableState, Update, commit
+from extractor.commit import Update, commit
+from extractor.commitlog import CommitLog, TableState
 from extractor.config import Account, Config, LakeConfig, LimitsConfig, RunConfig, Source
 from extractor.errors import ConfigError
 from extractor.preview import Preview, PreviewTable, preview

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from extractor.batch import Stamp
-from extractor.commit import TableState
+from extractor.commitlog import TableState
 from extractor.config import Checks
 from extractor.decode.json import decode_rows
 from extractor.endpoint import Endpoint, Sync, TokenPaging, Window

@@ -14,10 +14,12 @@ import pytest
 
 from extractor.cli.app import invoke
 from extractor.clock import SystemClock
-from extractor.commit import CommitLog, Leases, Update, commit, old_path
+from extractor.commit import Update, commit, old_path
+from extractor.commitlog import CommitLog
 from extractor.compaction import compact
 from extractor.endpoint import Endpoint, Parent, Sync, Window
 from extractor.errors import ConfigError, LakeBusy, LakeError
+from extractor.lease import Leases
 from extractor.places import ASIDE
 from extractor.repair import Repair, repair
 from extractor.store import Store

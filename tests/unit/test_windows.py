@@ -6,7 +6,8 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from extractor.clock import SystemClock
-from extractor.commit import CommitLog, TableState, Update, commit
+from extractor.commit import Update, commit
+from extractor.commitlog import CommitLog, TableState
 from extractor.endpoint import Endpoint, Parent, Sync, Window
 from extractor.plan import Plan, TablePlan
 from extractor.stores.memory import MemoryStore

@@ -7,8 +7,9 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from extractor.commit import LogEntry, live_runs
+from extractor.commitlog import LogEntry
 from extractor.lake import Lake
+from extractor.lease import live_runs
 from extractor.report import RunReport, TableReport
 from tests.laws.simulation.network import Law
 from tests.laws.simulation.site import Site

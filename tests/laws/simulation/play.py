@@ -16,11 +16,11 @@ import anyio
 import anyio.lowlevel
 import pyarrow as pa
 
-from extractor.commit import live_runs
 from extractor.config import Checks, Config, LakeConfig, LimitsConfig, ParquetConfig, Source
 from extractor.errors import AuthError, LakeBusy, LakeError, SourceUnreachable
 from extractor.events import Event, RunStarted
 from extractor.lane import Budget, InlineExecutor
+from extractor.lease import live_runs
 from extractor.pipeline import Interruption, World, extract
 from extractor.report import RunReport
 from extractor.stores.memory import PowerLost
