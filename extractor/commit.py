@@ -12,6 +12,7 @@ so: adding a file changes the piece it falls into and the few pieces above, howe
 
 from __future__ import annotations
 
+import functools
 import secrets
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -116,12 +117,10 @@ def commit(
     medium failed in the very act: the next writing verb finds that out.
     """
     newest = log.newest()
-    made: dict[bool, _Written] = {}
 
+    @functools.cache
     def written(is_apart: bool) -> _Written:
-        if is_apart not in made:
-            made[is_apart] = _write_states(store, log, run_id, updates, is_apart=is_apart)
-        return made[is_apart]
+        return _write_states(store, log, run_id, updates, is_apart=is_apart)
 
     def is_apart() -> bool:
         # What takes the place of other files holds rows of other runs.
