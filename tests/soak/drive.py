@@ -102,13 +102,16 @@ class Driver:
 
     def again(self, slack_seconds: float = 10.0) -> list[Answered]:
         """The answers that had come to an earlier process of the same run, and not shortly before its end."""
-        first: dict[tuple[str, tuple[str, str, str]], float] = {}
+        last: dict[tuple[str, tuple[str, str, str]], float] = {}
         found: list[Answered] = []
         for answer in self.answers:
             key = (answer.run_id, answer.request)
-            came = first.setdefault(key, answer.at)
-            if any(came + slack_seconds < kill < answer.at for kill in self.kills):
+            came = last.get(key)
+            # The kill that ended the process to which it came: only what it had saved by then counts.
+            ended = next((kill for kill in self.kills if came is not None and kill > came), None)
+            if came is not None and ended is not None and came + slack_seconds < ended < answer.at:
                 found.append(answer)
+            last[key] = answer.at
         return found
 
 
