@@ -175,7 +175,7 @@ class _Backfill(Run):
         except BaseException as error:
             with anyio.CancelScope(shield=True), suppress(LakeError):
                 if not self._may_be_committed:
-                    await self._executor.run(self._store.delete_folder, f"_extractor/staging/{self._run_id}")
+                    await self._executor.run(self._store.delete_folder, self._staging)
                 await self._executor.run(sign_of_life.release)
             told = self._gravest(error)
             if told is error:
@@ -263,7 +263,7 @@ class _Backfill(Run):
             for table in reader.tables.values():
                 if isinstance(table.lane.sink, WriterSink):
                     await self._executor.run(table.lane.sink.writer.abort)
-        await self._executor.run(self._store.delete_folder, f"_extractor/staging/{self._run_id}")
+        await self._executor.run(self._store.delete_folder, self._staging)
 
     def _is_outdated(self, newest: LogEntry | None, windows: frozenset[str]) -> bool:
         """Give each reader the tables as they are now; True if it must read again.

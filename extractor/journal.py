@@ -31,7 +31,7 @@ from extractor.errors import LakeBusy, LakeError
 from extractor.paging import PageFacts
 from extractor.plan import PageRequest
 from extractor.schema import TableSchema, pinned_field
-from extractor.store import Store, StoreMissing
+from extractor.store import STAGING, Store, StoreMissing
 
 __all__ = (
     "Answer",
@@ -53,7 +53,6 @@ __all__ = (
     "survey",
 )
 
-_STAGING = "_extractor/staging"
 _FOLDER = "journal"
 _MAGIC = b"SKYJ1\n"
 _LENGTHS = struct.Struct("<IIII")
@@ -433,8 +432,8 @@ def find_journals(store: Store) -> list[Found]:
     """The journals in the lake, the one saved last first; one that cannot be read is left out."""
     names: dict[str, list[str]] = {}
     saved: dict[str, datetime] = {}
-    for stored in store.list(_STAGING):
-        run_id, _, rest = stored.path.removeprefix(f"{_STAGING}/").partition("/")
+    for stored in store.list(STAGING):
+        run_id, _, rest = stored.path.removeprefix(f"{STAGING}/").partition("/")
         folder, _, name = rest.partition("/")
         if folder == _FOLDER and "/" not in name:
             names.setdefault(run_id, []).append(name)
@@ -572,7 +571,7 @@ def survey(store: Store, found: Found) -> dict[str, Fate]:
 
 
 def _path(run_id: str, name: str) -> str:
-    return f"{_STAGING}/{run_id}/{_FOLDER}/{name}"
+    return f"{STAGING}/{run_id}/{_FOLDER}/{name}"
 
 
 def _claim_path(run_id: str, generation: int) -> str:

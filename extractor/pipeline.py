@@ -66,7 +66,7 @@ from extractor.resume import (
 )
 from extractor.schema import TableSchema, plan_schema
 from extractor.settle import Reading, Settled, settle_table
-from extractor.store import Store
+from extractor.store import STAGING, Store
 from extractor.stores import open_store
 from extractor.windows import follows
 from extractor.write import RowGroup, TableWriter, WriteSettings
@@ -281,8 +281,8 @@ class Run:
         self._run_id, self._started_at = run_id, found.origin.started_at
         self._own_start = found.origin.own_start
         # Files without a footer are nothing, and whole ones are of chains that may go on otherwise.
-        for stored in list(self._store.list(f"_extractor/staging/{run_id}")):
-            if not stored.path.startswith(f"_extractor/staging/{run_id}/journal/"):
+        for stored in list(self._store.list(f"{STAGING}/{run_id}")):
+            if not stored.path.startswith(f"{STAGING}/{run_id}/journal/"):
                 self._store.delete(stored.path)
         return True
 
@@ -309,6 +309,11 @@ class Run:
         )
 
     @property
+    def _staging(self) -> str:
+        """The folder of what this run has written and not published."""
+        return f"{STAGING}/{self._run_id}"
+
+    @property
     def _is_resumable(self) -> bool:
         return self._journal is not None and self._journal.is_begun
 
@@ -320,7 +325,7 @@ class Run:
         try:
             is_wanted = self._is_resumable and (self._found is not None or not leave_nothing)
             if not self._may_be_committed and not is_wanted:
-                self._store.delete_folder(f"_extractor/staging/{self._run_id}")
+                self._store.delete_folder(self._staging)
             leases.release()
             if leave_nothing and self._log.newest() is None and not live_runs(self._store):
                 for stored in list(self._store.list("_extractor/leases")):
@@ -348,7 +353,7 @@ class Run:
                 if report.exit_code != 4:
                     report = await self._commit(settled, report, leases)
                 elif not self._is_resumable:
-                    await self._executor.run(self._store.delete_folder, f"_extractor/staging/{self._run_id}")
+                    await self._executor.run(self._store.delete_folder, self._staging)
             finally:
                 beats.cancel_scope.cancel()
         with suppress(LakeError):  # all is committed; the tables are free as soon as the holder is silent
@@ -510,7 +515,7 @@ class Run:
         )
 
     def _spool_folder(self) -> Path:
-        local = self._store.local_path(f"_extractor/staging/{self._run_id}/spool")
+        local = self._store.local_path(f"{self._staging}/spool")
         if local is None:
             return Path(tempfile.gettempdir())
         local.mkdir(parents=True, exist_ok=True)

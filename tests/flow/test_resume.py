@@ -31,6 +31,14 @@ path   = "/numbered"
 paging = { kind = "offset", offset_param = "offset", limit_param = "limit", limit = 2 }
 key    = ["id"]
 
+[scrapes]
+path   = "/scrapes/{id}"
+parent = { endpoint = "short", params = { id = "id" } }
+keep   = { id = "id" }
+format = "openmetrics"
+paging = { kind = "token", request_param = "t", response_header = "X-Next" }
+columns = { id = "string", labels = "map<string, string>", value = "float64" }
+
 [short]
 path = "/short"
 
@@ -73,6 +81,15 @@ class Site:
         table = request.path.strip("/")
         if table.endswith("below"):
             return web.json_response([{"n": 1}])
+        if table.startswith("scrapes"):
+            number = int(table.partition("/")[2])
+            # The first one names a position that repeats the key.
+            headers = (
+                {"X-Next": f"{KEY['SKYSQL_API_KEY']}-1"} if number == 1 and "t" not in request.query else {}
+            )
+            return web.Response(
+                text=f'up{{n="{number}{request.query.get("t", "")[-2:]}"}} 1\n', headers=headers
+            )
         rows = self.rows[table]
         if table == "numbered":
             offset = int(request.query["offset"])
@@ -168,6 +185,25 @@ async def test_what_did_not_fit_before_the_stop_is_told_after_it(tmp_path: Path)
     assert len(site.asked) == 3
     (line,) = second.drift
     assert line.startswith("typed.size: 1 value does not fit int64, rescued")
+
+
+async def test_rows_of_an_answer_that_is_not_written_down_are_no_others(tmp_path: Path) -> None:
+    site = Site()
+    site.rows["short"] = [1, 2, 3, 4, 5]
+    async with own.serving(site.answer) as url:
+        config = configured(tmp_path, url, "short", "scrapes")
+        first = await stopped(site, config, at=5)
+        kept = [path.read_bytes() for path in (tmp_path / "lake").rglob("journal/*") if path.is_file()]
+        second = await run(config)
+
+    assert kept
+    assert not any(KEY["SKYSQL_API_KEY"].encode() in content for content in kept)
+    assert (first.run_id, second.exit_code) == (second.run_id, 0)
+    landed = extractor.Lake(str(tmp_path / "lake")).table("scrapes").to_arrow()
+    told = sorted((row["id"], dict(row["labels"])["n"]) for row in landed.to_pylist())
+    assert told == [("1", "1"), ("1", "1-1"), ("2", "2"), ("3", "3"), ("4", "4"), ("5", "5")]
+    assert "/short" not in site.asked
+    assert "/scrapes/2" not in site.asked
 
 
 async def test_more_pages_allowed_make_a_run_of_their_own(tmp_path: Path) -> None:
