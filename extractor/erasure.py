@@ -23,13 +23,14 @@ from extractor.batch import ROWS_MAX
 from extractor.commit import old_path
 from extractor.commitlog import LogEntry, TableState
 from extractor.config import Config
+from extractor.endpoint import Scalar
 from extractor.errors import ConfigError, LakeError
 from extractor.lease import TableKey
 from extractor.mergesort import ROWS_HELD
 from extractor.past import live_files
 from extractor.places import ASIDE
 from extractor.rowsum import RowSum, sum_rows
-from extractor.schema import RESCUED, source_name
+from extractor.schema import RESCUED, fit, source_name
 from extractor.store import StoreMissing, staged_path
 from extractor.upkeep import Change, Sound, Upkeep, UpkeepReport, chosen_tables, sum_files
 from extractor.write import DataFile, OpenFile, open_file
@@ -318,6 +319,11 @@ def _versions(column: str, names: Sequence[str]) -> list[str]:
 
 def _scalar(text: str, type_: pa.DataType) -> pa.Scalar | None:
     try:
+        if pa.types.is_decimal(
+            type_
+        ):  # Arrow's own cast may fail on an exponent, and take the process with it
+            number, _ = fit(text, Scalar("decimal"))
+            return None if number is None else pa.scalar(number, type_)
         return pa.scalar(text).cast(type_)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
         return None

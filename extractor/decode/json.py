@@ -72,6 +72,11 @@ _TINIEST = 1e-99
 _TINY_NUMBER = r"[\[,:\s]-?[0-9.]+[eE]-[0-9]{3}"
 _NUMBER = re.compile(rb"-?([0-9.]+(?:[eE][-+]?[0-9]+)?)")
 _MICROS_LENGTH = len("2026-01-09T00:31:43.123456")
+# Arrow looks up the power of ten of a decimal's digits in a table, and beyond its end where they are too many: that
+# ends the process (`1e-9999999`). Texts count, as they may be decimals; so does what may hide a character of one.
+_LONG_FRACTION = r"\.[0-9]{38}"
+_FINE_EXPONENT = r'["\[,:\s][-+]?[0-9.]+[eE]-[0-9]{2,}["\s,\]}]'
+_ESCAPED_CHARACTER = r"\\u00[2-7]"
 # What hides a pair from a count of quotes before colons.
 _HIDDEN_PAIR = re.compile(rb'"[ \t\r\n]+:|\\u00(?:22|3[aA])')
 _DECIMAL_END = Decimal(10) ** 26
@@ -267,6 +272,7 @@ class _Reading(msgspec.Struct, frozen=True, kw_only=True):
     """The fields that it reads, by key as their types."""
     target: pa.Schema
     has_doubles: bool
+    has_decimals: bool
 
 
 def _explicit(types: Mapping[str, pa.DataType]) -> pa.Schema:
@@ -296,6 +302,7 @@ def _reading(schema: TableSchema, *, is_partial: bool = False) -> _Reading | Non
         columns={name: fields[name] for name in types},
         # What orjson writes has the digits that were read.
         has_doubles=not is_partial and any("float64" in _scalars(field.type) for field in fields.values()),
+        has_decimals=any("decimal" in _scalars(fields[name].type) for name in types),
     )
 
 
@@ -323,6 +330,8 @@ def _read_strictly(
     body: bytes, pages: int, reading: _Reading
 ) -> tuple[dict[str, pa.Array], tuple[int, ...]] | None:
     """The columns by name, and the rows of each page; None where anything is not as it is expected."""
+    if reading.has_decimals and _may_exceed_powers(body):
+        return None
     try:
         table = pyarrow.json.read_json(
             pa.BufferReader(body),
@@ -358,6 +367,16 @@ def _may_hold_secret(column: pa.Array) -> bool:
     """True where a column that no catalogue declares may hold a credential: it is looked at value by value."""
     return pa.types.is_string(column.type) and bool(
         pc.any(pc.match_substring_regex(column, SECRET_VALUE)).as_py()
+    )
+
+
+def _may_exceed_powers(body: bytes) -> bool:
+    """False if no decimal of the text surely has more digits after its point than Arrow has powers of ten."""
+    has_exponent = b"e-" in body or (b"E" in body and b"E-" in body)
+    return (
+        (has_exponent and _matches(body, _FINE_EXPONENT))
+        or _matches(body, _LONG_FRACTION)
+        or (b"\\" in body and _matches(body, _ESCAPED_CHARACTER))
     )
 
 
@@ -690,7 +709,13 @@ def _read_again(rows: Sequence[dict[str, object]], schema: TableSchema) -> Mappi
     found: dict[str, pa.Array] = {}
     for name, field in whole.columns.items():
         types = {name: whole.types[name]}
-        alone = msgspec.structs.replace(whole, types=types, explicit=_explicit(types), columns={name: field})
+        alone = msgspec.structs.replace(
+            whole,
+            types=types,
+            explicit=_explicit(types),
+            columns={name: field},
+            has_decimals="decimal" in _scalars(field.type),
+        )
         found |= _read_columns(rows, alone) or {}
     return found
 

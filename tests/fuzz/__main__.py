@@ -8,13 +8,18 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import mmap
+import os
 import resource
+import signal
 import sys
 import time
 from pathlib import Path
 
 from tests.fuzz.mutate import Corpus
 from tests.fuzz.readers import READERS, Outcome, read
+
+_LAST_BYTES = 64 << 20
 
 RECORDED = Path(__file__).parents[1] / "recorded"
 
@@ -35,21 +40,40 @@ def main() -> int:
 
 
 def _fuzz(target: str, seconds: float, seed: int, memory_mb: int) -> int:
+    """Fuzz in a process of its own, as an input may end it: the last one is then the fault."""
+    last = mmap.mmap(-1, _LAST_BYTES)
+    worker = os.fork()
+    if not worker:
+        found = 1
+        try:
+            found = _fuzz_here(target, seconds, seed, memory_mb, last)
+        finally:
+            os._exit(min(found, 100))
+    _, status = os.waitpid(worker, 0)
+    if not os.WIFSIGNALED(status):
+        return os.WEXITSTATUS(status)
+    number = signal.Signals(os.WTERMSIG(status)).name
+    size = int.from_bytes(last.read(8), "big")
+    _keep(target, last.read(size), f"seed {seed}: {number} ended the process")
+    return 1
+
+
+def _fuzz_here(target: str, seconds: float, seed: int, memory_mb: int, last: mmap.mmap) -> int:
     reader = READERS[target]
     corpus = Corpus(reader.examples, reader.words, seed=seed)
     ends = time.monotonic() + seconds
     count, slowest, kept = 0, 0.0, {}
     while time.monotonic() < ends:
         body = corpus.next()
+        last[: 8 + len(body)] = len(body).to_bytes(8, "big") + body
         outcome = read(reader, body)
         count += 1
         slowest = max(slowest, outcome.seconds)
         corpus.learn(body, outcome.signature)
         if outcome.fault and outcome.place not in kept:
-            kept[outcome.place] = _keep(target, _smaller(target, body, outcome), outcome)
+            kept[outcome.place] = _keep(target, _smaller(target, body, outcome), outcome.fault)
         if count % 1000 == 0 and _peak_mb() > memory_mb:
-            kept["memory"] = _keep(target, body, outcome)
-            print(f"{target}: the process took {_peak_mb()} MB")
+            kept["memory"] = _keep(target, body, f"the process took {_peak_mb()} MB")
             break
     print(
         f"{target}: seed {seed}, {count:,} inputs in {seconds:.0f} s, {len(corpus)} kinds of outcome, "
@@ -79,11 +103,11 @@ def _smaller(target: str, body: bytes, outcome: Outcome) -> bytes:
     return body
 
 
-def _keep(target: str, body: bytes, outcome: Outcome) -> Path:
+def _keep(target: str, body: bytes, fault: str) -> Path:
     path = RECORDED / target / f"{hashlib.sha256(body).hexdigest()[:12]}.bin"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(body)
-    print(f"{target}: {outcome.fault}\n  kept as {path.relative_to(RECORDED.parents[1])}", flush=True)
+    print(f"{target}: {fault}\n  kept as {path.relative_to(RECORDED.parents[1])}", flush=True)
     return path
 
 

@@ -716,6 +716,48 @@ def test_money_beyond_38_digits_is_rescued_on_both_paths() -> None:
     assert rescued_of(done.batch) == [{"a": 123e24}, None]
 
 
+@pytest.mark.parametrize("page", ['[{"a":%s}]', '[{"a":%s},{"a":1,"b":{"x":2}}]', '[{"a" : %s\n}]'])
+@pytest.mark.parametrize(
+    "number",
+    [
+        *("1e-9999999", "-0.5E-2147483647", "0e-9999999", "1e-00000000099999999", "1e-70"),
+        *('"1e-9999999"', '"+1E-99"', '" 1e-99 "', r'"1\u0065-9999999"', r'"1\u002e0e-9999999"'),
+        *("0." + "0" * 60 + "1", "1." + "3" * 39 + "e-9"),
+    ],
+)
+def test_money_of_more_fractional_digits_than_arrow_has_powers_of_ten_ends_no_process(
+    number: str, page: str
+) -> None:
+    done = decoded(page % number, a="decimal", b="string")
+
+    value, rest = done.batch.column("a")[0].as_py(), done.batch.column(RESCUED)[0].as_py()
+    assert value in (None, 0)
+    assert (value is None) == (rest is not None)
+
+
+@pytest.mark.parametrize(
+    "page",
+    [
+        '[{"a":{"x":1e-9999999}}]',
+        '[{"a":{"x":"1e-9999999"}}]',
+        '[{"a":{"x":{"y":1}},"b":[1e-9999999],"c":{"k":1e-9999999}}]',
+    ],
+)
+def test_nor_does_money_deep_inside(page: str) -> None:
+    done = decoded(page, a="struct<x: decimal>", b="list<decimal>", c="map<string, decimal>")
+
+    assert done.rescued == 1
+
+
+def test_money_with_few_fractional_digits_stays_on_the_fast_path() -> None:
+    page = '[{"a":3.6444,"b":"1e-9 e-10-11 7e-4f3a"},{"a":"12.5","b":"é\\n"},{"a":1e-9,"b":"x"}]'
+
+    done = decoded(page, a="decimal", b="string")
+
+    assert done.is_fast
+    assert done.batch.column("a").to_pylist() == [Decimal("3.6444"), Decimal("12.5"), Decimal("1e-9")]
+
+
 def test_a_null_object_that_would_hold_a_time_is_null() -> None:
     done = decoded(
         '[{"a":null},{"a":{"t":"2026-01-09T00:31:43Z"}}]', a="struct<t: timestamp, m: map<string, int64>>"

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+from decimal import Decimal
 from pathlib import Path
 
 import orjson
@@ -313,6 +314,16 @@ def test_a_value_that_can_stand_nowhere_is_refused(lake: SmallLake) -> None:
     with pytest.raises(ConfigError, match="--where number=x: no value of int64"):
         erase(lake.config, "users", {"number": "x"}, upkeep=lake.upkeep("expire"))
     assert erase(lake.config, "users", {"number": "3"}, upkeep=lake.upkeep("expire")).tables == ()
+
+
+def test_money_is_compared_as_a_number_and_an_absurd_one_is_refused(lake: SmallLake) -> None:
+    cost = pa.array([Decimal("12.5"), Decimal("7")], pa.decimal128(38, 12))
+    lake.run("r0", ("users", "snapshot_date=2026-11-20", rows("r0", "ann", "bob", cost=cost)))
+
+    with pytest.raises(ConfigError, match="--where cost=1e-9999999: no value of decimal"):
+        erase(lake.config, "users", {"cost": "1e-9999999"}, upkeep=lake.upkeep("expire"))
+    assert erase(lake.config, "users", {"cost": "12.50"}, upkeep=lake.upkeep("expire")).tables != ()
+    assert lake.ids("users") == ["bob"]
 
 
 @pytest.mark.parametrize("harm", ["another value", "no end"])
