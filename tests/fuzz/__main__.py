@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 
 from tests.fuzz.mutate import Corpus
-from tests.fuzz.readers import READERS, Outcome, read
+from tests.fuzz.readers import READERS, Outcome, Reader, read
 
 _LAST_BYTES = 64 << 20
 
@@ -35,31 +35,32 @@ def main() -> int:
     arguments = parser.parse_args()
     found = 0
     for target in arguments.target or READERS:
-        found += _fuzz(target, arguments.minutes * 60, arguments.seed, arguments.memory_mb)
+        found += fuzz(
+            READERS[target], arguments.minutes * 60, arguments.seed, arguments.memory_mb, RECORDED / target
+        )
     return 1 if found else 0
 
 
-def _fuzz(target: str, seconds: float, seed: int, memory_mb: int) -> int:
-    """Fuzz in a process of its own, as an input may end it: the last one is then the fault."""
+def fuzz(reader: Reader, seconds: float, seed: int, memory_mb: int, folder: Path) -> int:
+    """Fuzz in a process of its own, as an input may end it; the number of faults, which are kept in `folder`."""
     last = mmap.mmap(-1, _LAST_BYTES)
     worker = os.fork()
     if not worker:
         found = 1
         try:
-            found = _fuzz_here(target, seconds, seed, memory_mb, last)
+            found = _fuzz(reader, seconds, seed, memory_mb, folder, last)
         finally:
             os._exit(min(found, 100))
     _, status = os.waitpid(worker, 0)
     if not os.WIFSIGNALED(status):
         return os.WEXITSTATUS(status)
-    number = signal.Signals(os.WTERMSIG(status)).name
+    name = signal.Signals(os.WTERMSIG(status)).name
     size = int.from_bytes(last.read(8), "big")
-    _keep(target, last.read(size), f"seed {seed}: {number} ended the process")
+    _keep(folder, last.read(size), f"{name} ended the process, seed {seed}")
     return 1
 
 
-def _fuzz_here(target: str, seconds: float, seed: int, memory_mb: int, last: mmap.mmap) -> int:
-    reader = READERS[target]
+def _fuzz(reader: Reader, seconds: float, seed: int, memory_mb: int, folder: Path, last: mmap.mmap) -> int:
     corpus = Corpus(reader.examples, reader.words, seed=seed)
     ends = time.monotonic() + seconds
     count, slowest, kept = 0, 0.0, {}
@@ -71,12 +72,12 @@ def _fuzz_here(target: str, seconds: float, seed: int, memory_mb: int, last: mma
         slowest = max(slowest, outcome.seconds)
         corpus.learn(body, outcome.signature)
         if outcome.fault and outcome.place not in kept:
-            kept[outcome.place] = _keep(target, _smaller(target, body, outcome), outcome.fault)
+            kept[outcome.place] = _keep(folder, _smaller(reader, body, outcome), outcome.fault)
         if count % 1000 == 0 and _peak_mb() > memory_mb:
-            kept["memory"] = _keep(target, body, f"the process took {_peak_mb()} MB")
+            kept["memory"] = _keep(folder, body, f"the process took {_peak_mb()} MB")
             break
     print(
-        f"{target}: seed {seed}, {count:,} inputs in {seconds:.0f} s, {len(corpus)} kinds of outcome, "
+        f"{folder.name}: seed {seed}, {count:,} inputs in {seconds:.0f} s, {len(corpus)} kinds of outcome, "
         f"slowest {slowest:.2f} s, peak {_peak_mb()} MB, {len(kept)} faults",
         flush=True,
     )
@@ -87,7 +88,7 @@ def _peak_mb() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
 
 
-def _smaller(target: str, body: bytes, outcome: Outcome) -> bytes:
+def _smaller(reader: Reader, body: bytes, outcome: Outcome) -> bytes:
     """As little of the input as fails in the same place, as far as twenty seconds go."""
     ends = time.monotonic() + 20
     width = len(body) // 2
@@ -95,7 +96,7 @@ def _smaller(target: str, body: bytes, outcome: Outcome) -> bytes:
         at = 0
         while at < len(body) and time.monotonic() < ends:
             less = body[:at] + body[at + width :]
-            if read(READERS[target], less).place == outcome.place:
+            if read(reader, less).place == outcome.place:
                 body = less
             else:
                 at += width
@@ -103,11 +104,11 @@ def _smaller(target: str, body: bytes, outcome: Outcome) -> bytes:
     return body
 
 
-def _keep(target: str, body: bytes, fault: str) -> Path:
-    path = RECORDED / target / f"{hashlib.sha256(body).hexdigest()[:12]}.bin"
+def _keep(folder: Path, body: bytes, fault: str) -> Path:
+    path = folder / f"{hashlib.sha256(body).hexdigest()[:12]}.bin"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(body)
-    print(f"{target}: {fault}\n  kept as {path.relative_to(RECORDED.parents[1])}", flush=True)
+    print(f"{folder.name}: {fault}\n  kept as {path}", flush=True)
     return path
 
 

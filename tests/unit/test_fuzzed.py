@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from tests.fuzz.__main__ import fuzz
 from tests.fuzz.mutate import Corpus
 from tests.fuzz.readers import READERS, read
 
@@ -52,3 +55,15 @@ def test_a_fault_is_found() -> None:
     corpus = Corpus(reader.examples, reader.words, seed=3)
 
     assert any(read(reader, corpus.next()).fault for _ in range(20_000))
+
+
+def test_an_input_that_ends_the_process_is_kept(tmp_path: Path) -> None:
+    def take(body: bytes) -> str:
+        if b"NaN\xff" in body:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return "taken"
+
+    found = fuzz(replace(READERS["openmetrics"], take=take), 60, 3, 2000, tmp_path)
+
+    [kept] = tmp_path.iterdir()
+    assert (found, b"NaN\xff" in kept.read_bytes()) == (1, True)
