@@ -7,10 +7,12 @@ run has committed since is read afresh; what the stopped run has committed itsel
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import msgspec
+import pyarrow as pa
 
 from extractor.commitlog import CommitLog, LogEntry
 from extractor.config import Bounds, Checks, Config, LimitsConfig, Notify
@@ -45,6 +47,8 @@ __all__ = (
 FILES_A_GENERATION = 100_000
 """So many files a process may write into one folder before its names meet those of the next one."""
 _ALL_ROWS = 1 << 62
+_LOT_BYTES = 4 << 20
+_LOT_RECORDS = 64
 
 
 def configuration_digest(config: Config, plan: Plan) -> str:
@@ -154,18 +158,42 @@ async def replay(
     pages = 0
     for reader in readers.values():
         reader.run.begin_replay()
-    records = enumerate(read_journal(store, found))
-    while (item := await executor.run(next, records, None)) is not None and not interruption.exit_code:
-        number, record = item
-        table, account = record.head.table, record.head.account
-        if account not in readers or table not in readers[account].tables:
-            continue
-        is_settled = readers[account].tables[table].is_settled
-        if not is_settled and record.generation >= found.counts_from((table, account))[0]:
-            pages += await _Told(readers[account], record, number, fates, waiting, executor).tell()
+    lots = _in_lots(read_journal(store, found), partial(_counts, found, readers))
+    while not interruption.exit_code and (lot := await executor.run(next, lots, None)) is not None:
+        for number, record, rows in lot:
+            if interruption.exit_code:
+                break
+            reader = readers[record.head.account]
+            pages += await _Told(reader, record, rows, number, fates, waiting).tell()
     for reader in readers.values():
         reader.run.end_replay({chain: tuple(places) for chain, places in waiting.places.items()})
     return pages
+
+
+def _counts(found: Found, readers: Mapping[str, Reader], record: Record) -> bool:
+    """True for a record of which anybody needs to know."""
+    table, account = record.head.table, record.head.account
+    if account not in readers or table not in readers[account].tables:
+        return False
+    is_settled = readers[account].tables[table].is_settled
+    return not is_settled and record.generation >= found.counts_from((table, account))[0]
+
+
+def _in_lots(
+    records: Iterable[Record], counts: Callable[[Record], bool]
+) -> Iterator[list[tuple[int, Record, pa.RecordBatch | None]]]:
+    """The records that count, with their numbers and the rows of their answers: a turn of a thread for each lot."""
+    lot: list[tuple[int, Record, pa.RecordBatch | None]] = []
+    size = 0
+    for number, record in enumerate(records):
+        if counts(record):
+            lot.append((number, record, record.rows() if record.head.answers else None))
+            size += record.plain_bytes
+        if size >= _LOT_BYTES or len(lot) >= _LOT_RECORDS:
+            yield lot
+            lot, size = [], 0
+    if lot:
+        yield lot
 
 
 class _Told:
@@ -175,17 +203,17 @@ class _Told:
         self,
         reader: Reader,
         record: Record,
+        rows: pa.RecordBatch | None,
         number: int,
         fates: Mapping[str, Fate],
         waiting: _Waiting,
-        executor: Executor,
     ) -> None:
         self._reader = reader
         self._record = record
+        self._rows = rows
         self._number = number
         self._fates = fates
         self._waiting = waiting
-        self._executor = executor
         self._table = reader.tables[record.head.table]
 
     async def tell(self) -> int:
@@ -201,7 +229,7 @@ class _Told:
             return 0
         lane.schema = restore_schema(lane.schema, head)
         before = self._waiting.untold.pop(key, [])
-        batch = None if before else await self._executor.run(self._record.rows)
+        batch = None if before else self._rows
         pages = offset = 0
         due: list[tuple[str, int, int]] = []
         for index, answer in enumerate(head.answers):
