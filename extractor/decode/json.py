@@ -14,9 +14,10 @@ import json
 import math
 import re
 import struct
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import replace
 from decimal import Decimal
+from operator import itemgetter
 
 import msgspec
 import orjson
@@ -80,6 +81,12 @@ _ESCAPED_CHARACTER = r"\\u00[2-7]"
 # What hides a pair from a count of quotes before colons.
 _HIDDEN_PAIR = re.compile(rb'"[ \t\r\n]+:|\\u00(?:22|3[aA])')
 _DECIMAL_END = Decimal(10) ** 26
+_KINDS: Mapping[str, type] = {
+    **dict.fromkeys(("string", "timestamp", "timestamp_naive"), str),
+    **dict.fromkeys(("int64", "epoch"), int),
+    "float64": float,
+    "bool": bool,
+}
 _ONE = pa.scalar(1, pa.int32())
 _FIRST_OFFSET = pa.repeat(pa.scalar(0, pa.int32()), 1)
 
@@ -282,7 +289,7 @@ def _explicit(types: Mapping[str, pa.DataType]) -> pa.Schema:
 
 @functools.lru_cache(maxsize=1024)
 def _reading(schema: TableSchema, *, is_partial: bool = False) -> _Reading | None:
-    """How to read a table the fast way, or in part: those columns that can be, of rows that orjson writes.
+    """How to read a table the fast way, or in part, of rows that orjson writes: lists, objects and decimals.
 
     None where that cannot be.
     """
@@ -292,7 +299,11 @@ def _reading(schema: TableSchema, *, is_partial: bool = False) -> _Reading | Non
     fields = {field.source: field for field in schema.live if field.name not in nanos}
     types = {name: _fast_type(field, schema) for name, field in fields.items()}
     if is_partial:
-        types = {name: read_type for name, read_type in types.items() if read_type is not None}
+        types = {
+            name: type_
+            for name, type_ in types.items()
+            if type_ is not None and _kind_of(fields[name].type) is None
+        }
     if not types or None in types.values():
         return None
     return _Reading(
@@ -584,6 +595,8 @@ def _refuse_duplicates(pairs: list[tuple[str, object]]) -> dict[str, object]:
 
 
 def _check_rows(rows: Sequence[object]) -> None:
+    if set(map(type, rows)) <= {dict}:
+        return
     for number, row in enumerate(rows):
         if not isinstance(row, dict):
             raise MalformedBody(f"row {number} is no object but {type(row).__name__}")
@@ -622,7 +635,8 @@ def _decode_exactly(
         _edit(rows, path, _forget)
     for path in schema.hashes:
         _edit(rows, path, _pseudonym)
-    schema, drift = _grow(rows, schema)
+    keys: set[str] = set().union(*rows)
+    schema, drift = _grow(rows, keys, schema)
     schema, nanos = _split_nanos(rows, schema)
     schema = _learn_keys_of(rows, schema)
     again = _read_again(rows, schema)
@@ -635,7 +649,13 @@ def _decode_exactly(
         if field.name in again:
             columns[field.name] = again[field.name]
             continue
-        values = [row.get(field.source) for row in rows]
+        if field.source not in keys:
+            columns[field.name] = pa.nulls(len(rows), arrow_type(field.type))
+            continue
+        values = _values_of(rows, field.source)
+        if (built := _build_at_once(values, field)) is not None:
+            columns[field.name] = built
+            continue
         if field.is_inferred and _holds_secret(values):
             # Nobody said what this column is: credentials may come in it at any time.
             values = [_redacted(field.source, value) for value in values]
@@ -649,7 +669,10 @@ def _decode_exactly(
             left, is_all = list(misfits.values()), column.null_count == len(column)
             drift += (misfit(schema.table, field.source, field.type, left, is_all=is_all),)
     known = {field.source for field in schema.live} - schema.nanos
-    drift += _rescue_unknown(rows, known, rest, schema)
+    if keys - known:
+        drift += _rescue_unknown(rows, known, rest, schema)
+    for index in rest:
+        rest[index] = {key: _redacted(key, value) for key, value in rest[index].items()}
     if drift and schema.policy == "fail":
         said = "; ".join(words(found, is_refused=True) for found in drift[:_DRIFTS_TOLD])
         raise DriftRefused(f'{said}; refused, as run.schema = "fail"')
@@ -660,20 +683,30 @@ def _decode_exactly(
     return Decoded(batch=batch, schema=schema, lengths=lengths, drift=drift, rescued=len(rest))
 
 
-def _grow(rows: Sequence[dict[str, object]], schema: TableSchema) -> tuple[TableSchema, tuple[Drift, ...]]:
+def _values_of(rows: Sequence[Mapping[str, object]], key: str) -> list[object]:
+    """The values of a key row by row; None where a row has it not."""
+    try:
+        return list(map(itemgetter(key), rows))
+    except KeyError:
+        return [row.get(key) for row in rows]
+
+
+def _grow(
+    rows: Sequence[dict[str, object]], keys: Set[str], schema: TableSchema
+) -> tuple[TableSchema, tuple[Drift, ...]]:
     """Make columns of the keys that have none, as far as the policy and their names allow.
 
     A key that was only ever null gets its first column under any policy, and that is no drift.
     """
     known = {field.source for field in schema.fields}
-    if set().union(*rows) <= known:
+    if keys <= known:
         return schema, ()
     unknown = [key for key in dict.fromkeys(key for row in rows for key in row) if key not in known]
     added: dict[str, ColumnType] = {}
     nulls = set(schema.null_keys)
     may_all = not schema.is_pinned or schema.policy == "evolve"
     for key in unknown:
-        values = [row.get(key) for row in rows]
+        values = _values_of(rows, key)
         inferred = infer_type(values)
         if inferred is None:
             nulls.add(key)
@@ -696,7 +729,7 @@ def _grow(rows: Sequence[dict[str, object]], schema: TableSchema) -> tuple[Table
 
 
 def _read_again(rows: Sequence[dict[str, object]], schema: TableSchema) -> Mapping[str, pa.Array]:
-    """The columns that pyarrow's reader can represent and takes, read from what orjson writes of them.
+    """The lists, objects and decimals that pyarrow's reader can represent and takes, read from what orjson writes.
 
     That is cheaper than to build them from Python objects, and stricter.
     """
@@ -722,14 +755,20 @@ def _read_again(rows: Sequence[dict[str, object]], schema: TableSchema) -> Mappi
 
 def _read_columns(rows: Sequence[dict[str, object]], reading: _Reading) -> dict[str, pa.Array] | None:
     wanted = reading.columns.keys()
-    if not wanted >= set().union(*rows):
-        rows = [{name: row[name] for name in wanted if name in row} for row in rows]
+    parts = [{name: row[name] for name in wanted if name in row} for row in rows]
     try:
-        body = b'{"data":' + orjson.dumps(rows) + b"}"
+        body = b'{"data":' + orjson.dumps(parts) + b"}"
     except TypeError:  # a number that has more digits than orjson writes
         return None
     read = _read_strictly(body, 1, reading)
     return read[0] if read is not None else None
+
+
+@functools.lru_cache(maxsize=1024)
+def _is_representable(schema: TableSchema) -> bool:
+    """True if a table can be read the fast way once the keys of its open maps are known."""
+    maps = {field.name: ("key",) for field in schema.live if isinstance(field.type, MapType)}
+    return _reading(replace(schema, map_keys=maps)) is not None
 
 
 @functools.lru_cache(maxsize=1024)
@@ -747,7 +786,7 @@ def _map_decoder(sources: tuple[str, ...]) -> msgspec.json.Decoder[list[msgspec.
 def _learn_keys_in(pages: Sequence[bytes | memoryview], schema: TableSchema) -> TableSchema:
     """The schema with the keys that open maps have in these pages; the schema itself where nothing is new."""
     maps = [field for field in schema.live if isinstance(field.type, MapType)]
-    if not maps or not schema.is_pinned or schema.drops or schema.hashes:
+    if not maps or not _is_representable(schema):
         return schema
     decoder = _map_decoder(tuple(field.source for field in maps))
     found: list[dict[str, object]] = []
@@ -766,7 +805,7 @@ def _learn_keys_of(rows: Sequence[dict[str, object]], schema: TableSchema) -> Ta
     learnt = dict(schema.map_keys)
     for field in schema.live:
         if isinstance(field.type, MapType) and isinstance(field.type.value, Scalar):
-            values = [row.get(field.source) for row in rows]
+            values = _values_of(rows, field.source)
             keys = dict.fromkeys(learnt.get(field.name, ()))
             for value in values:
                 if isinstance(value, dict):
@@ -787,7 +826,7 @@ def _split_nanos(
         name = f"{field.name}{NANOS}"
         if name not in schema.nanos:
             continue
-        values = [row.get(field.source) for row in rows]
+        values = _values_of(rows, field.source)
         if not any(isinstance(value, str) and len(value) > _MICROS_LENGTH for value in values):
             continue
         for index, (row, value) in enumerate(zip(rows, values, strict=True)):
@@ -810,7 +849,7 @@ def _rescue_unknown(
 ) -> tuple[Drift, ...]:
     found: dict[str, list[object]] = {}
     redacted: dict[str, int] = {}
-    for index, row in enumerate(rows if set().union(*rows) - known else ()):
+    for index, row in enumerate(rows):
         for key in row.keys() - known:
             value = row[key]
             if value is None:
@@ -822,8 +861,6 @@ def _rescue_unknown(
             else:
                 found.setdefault(name, []).append(value)
             rest.setdefault(index, {})[name] = value
-    for index in rest:
-        rest[index] = {key: _redacted(key, value) for key, value in rest[index].items()}
     drift = [
         Drift(
             table=schema.table,
@@ -873,6 +910,25 @@ def _holds_secret(values: Iterable[object]) -> bool:
             case _:
                 pass
     return False
+
+
+def _kind_of(column_type: ColumnType) -> type | None:
+    """The Python type of which all values, and no others, go into such a column as they are."""
+    return _KINDS.get(column_type.name) if isinstance(column_type, Scalar) else None
+
+
+def _build_at_once(values: list[object], field: Field) -> pa.Array | None:
+    """The column if all values are of the one kind that it takes as it is; None where they must be looked at."""
+    kind = _kind_of(field.type)
+    if kind is None or not set(map(type, values)) <= {kind, type(None)}:
+        return None
+    try:
+        column = pa.array(values, read_type(field.type))
+        if field.is_inferred and _may_hold_secret(column):
+            return None
+        return cast_column(column, field.type)
+    except (pa.ArrowInvalid, OverflowError):
+        return None
 
 
 def _fit_column(values: list[object], column_type: ColumnType) -> tuple[pa.Array, dict[int, object]]:
