@@ -124,6 +124,8 @@ def _read_file(path: Path, file: str) -> Mapping[str, object]:
         raise ConfigError(f"{file}: not UTF-8 at byte {error.start}") from error
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{file}: {error}") from error
+    except RecursionError as error:
+        raise ConfigError(f"{file}: nested too deeply") from error
 
 
 def _read_excluded(table: object, file: str) -> Iterator[Excluded]:
@@ -460,7 +462,7 @@ def read_specification(path: Path) -> Mapping[str, object]:
 def _read_json(text: str, path: Path) -> object:
     try:
         document: object = json.loads(text)
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, RecursionError) as error:
         raise ConfigError(f"{path}: {error}") from error
     return document
 
@@ -473,7 +475,7 @@ def _read_yaml(text: str, path: Path) -> object:
     try:
         # The loader in C, where there is one, takes a tenth of the time.
         document: object = yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-    except (yaml.YAMLError, ValueError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: {' '.join(str(error).split())}") from error
     return document
 

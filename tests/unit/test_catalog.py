@@ -139,6 +139,12 @@ def test_a_file_that_is_not_text_is_named(write: Write) -> None:
     assert refusal(folder) == f"{folder}/a.toml: not UTF-8 at byte 16"
 
 
+def test_a_file_that_is_nested_too_deeply_is_named(write: Write) -> None:
+    folder = write(a="ships = " + "[" * 5000)
+
+    assert refusal(folder) == f"{folder}/a.toml: nested too deeply"
+
+
 @pytest.mark.parametrize(
     ("table", "expected"),
     [

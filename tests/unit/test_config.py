@@ -311,6 +311,12 @@ def test_a_file_that_is_missing_or_no_toml_is_named(tmp_path: Path, write: Write
     assert refusal(broken).startswith(f"{broken}: is not TOML: ")
     broken.write_bytes(b"# \xff\n")
     assert refusal(broken).startswith(f"{broken}: is not TOML: ")
+    broken.write_text("limits = " + "[" * 5000)
+    assert refusal(broken) == f"{broken}: is nested too deeply"
+
+
+def test_a_setting_nested_too_deeply_is_refused_as_any_other(write: Write) -> None:
+    assert refusal(write(""), "limits.burst=" + "[" * 5000).startswith("--set limits.burst: ")
 
 
 @pytest.mark.parametrize(
