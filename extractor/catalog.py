@@ -124,8 +124,8 @@ def _read_file(path: Path, file: str) -> Mapping[str, object]:
         raise ConfigError(f"{file}: not UTF-8 at byte {error.start}") from error
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{file}: {error}") from error
-    except RecursionError as error:
-        raise ConfigError(f"{file}: nested too deeply") from error
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{file}: a number is too long, or a value nested too deeply") from error
 
 
 def _read_excluded(table: object, file: str) -> Iterator[Excluded]:
@@ -462,7 +462,7 @@ def read_specification(path: Path) -> Mapping[str, object]:
 def _read_json(text: str, path: Path) -> object:
     try:
         document: object = json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: {error}") from error
     return document
 

@@ -438,8 +438,8 @@ def _read_toml(path: Path) -> dict[str, object]:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: is not TOML: {error}") from error
-    except RecursionError as error:
-        raise ConfigError(f"{path}: is nested too deeply") from error
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{path}: a number is too long, or a value nested too deeply") from error
 
 
 def _known_section(section: str, where: str) -> None:
@@ -497,7 +497,7 @@ def _parse_setting(dotted: str, text: str) -> object:
         return text.strip("\"'") if text[:1] in "\"'" else text
     try:
         return tomllib.loads(f"value = {text}")["value"]
-    except (tomllib.TOMLDecodeError, RecursionError):
+    except (ValueError, RecursionError):
         if get_args(field.type):
             return [part.strip() for part in text.split(",") if part.strip()]
         return text

@@ -139,10 +139,11 @@ def test_a_file_that_is_not_text_is_named(write: Write) -> None:
     assert refusal(folder) == f"{folder}/a.toml: not UTF-8 at byte 16"
 
 
-def test_a_file_that_is_nested_too_deeply_is_named(write: Write) -> None:
-    folder = write(a="ships = " + "[" * 5000)
+@pytest.mark.parametrize("value", ["[" * 5000, "9" * 5000])
+def test_a_file_with_a_value_beyond_what_can_be_read_is_named(value: str, write: Write) -> None:
+    folder = write(a=f"ships = {value}")
 
-    assert refusal(folder) == f"{folder}/a.toml: nested too deeply"
+    assert refusal(folder) == f"{folder}/a.toml: a number is too long, or a value nested too deeply"
 
 
 @pytest.mark.parametrize(

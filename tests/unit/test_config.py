@@ -311,12 +311,14 @@ def test_a_file_that_is_missing_or_no_toml_is_named(tmp_path: Path, write: Write
     assert refusal(broken).startswith(f"{broken}: is not TOML: ")
     broken.write_bytes(b"# \xff\n")
     assert refusal(broken).startswith(f"{broken}: is not TOML: ")
-    broken.write_text("limits = " + "[" * 5000)
-    assert refusal(broken) == f"{broken}: is nested too deeply"
 
 
-def test_a_setting_nested_too_deeply_is_refused_as_any_other(write: Write) -> None:
-    assert refusal(write(""), "limits.burst=" + "[" * 5000).startswith("--set limits.burst: ")
+@pytest.mark.parametrize("value", ["[" * 5000, "9" * 5000])
+def test_a_value_beyond_what_toml_can_be_read_of_is_refused_as_any_other(value: str, write: Write) -> None:
+    broken = write("limits = " + value)
+
+    assert refusal(broken) == f"{broken}: a number is too long, or a value nested too deeply"
+    assert refusal(write(""), "limits.burst=" + value).startswith("--set limits.burst: ")
 
 
 @pytest.mark.parametrize(
