@@ -21,12 +21,20 @@ from urllib.parse import urljoin, urlsplit
 
 import aiohttp
 import msgspec
+from aiohttp.helpers import get_env_proxy_for_url
 from multidict import CIMultiDictProxy
 from yarl import URL
 
 from extractor.clock import Clock
 from extractor.config import is_loopback
-from extractor.errors import BodyTooLarge, NetworkError, RedirectRefused, RequestError, StatusError
+from extractor.errors import (
+    BodyTooLarge,
+    ConfigError,
+    NetworkError,
+    RedirectRefused,
+    RequestError,
+    StatusError,
+)
 from extractor.inflate import Inflater
 from extractor.spool import spooling
 
@@ -120,6 +128,8 @@ class Fetcher:
     """Speaks HTTP with one origin over kept-alive connections; use it as an async context manager.
 
     `spool_folder` is where large bodies go; it is made when first needed.
+
+    Raises: ConfigError if the environment names a proxy that is no URL.
     """
 
     def __init__(
@@ -137,6 +147,7 @@ class Fetcher:
         self._spool_folder = spool_folder
         self._user_agent = user_agent
         self._session: aiohttp.ClientSession | None = None
+        self._proxy, self._proxy_headers = _proxy_of_environment(self._base)
         self.received_bytes = 0
 
     async def __aenter__(self) -> Fetcher:
@@ -151,8 +162,8 @@ class Fetcher:
             headers={"User-Agent": self._user_agent, "Accept": "*/*", "Accept-Encoding": "gzip"},
             cookie_jar=aiohttp.DummyCookieJar(),
             auto_decompress=False,
-            # The environment's proxy is honoured, but never for this machine itself.
-            trust_env=not is_loopback(urlsplit(self._base).hostname or ""),
+            # It would also send, in place of the token, what ~/.netrc has for this host or for any.
+            trust_env=False,
             skip_auto_headers=("Content-Type",),
             read_bufsize=_CHUNK_BYTES,
             max_line_size=16_384,
@@ -194,6 +205,8 @@ class Fetcher:
                 URL(url, encoded=True).with_query(list(query)) if query else URL(url, encoded=True),
                 headers=list(request.headers),
                 data=request.json_body,
+                proxy=self._proxy,
+                proxy_headers=self._proxy_headers,
                 allow_redirects=False,
             ) as answer:
                 headers = _plain_headers(answer.headers)
@@ -320,6 +333,25 @@ class _Body:
         if self.spool is not None:
             with suppress(OSError):
                 self.spool.unlink(missing_ok=True)
+
+
+def _proxy_of_environment(base: str) -> tuple[URL | None, dict[str, str]]:
+    """The proxy that the environment has for an origin, but never one for this machine itself, and what it alone
+    gets.
+    """
+    if is_loopback(urlsplit(base).hostname or ""):
+        return None, {}
+    proxy = credentials = None
+    with suppress(ValueError):  # its message would quote a password
+        try:
+            proxy, credentials = get_env_proxy_for_url(URL(base))
+        except LookupError:
+            return None, {}
+    if proxy is None or not proxy.host:
+        raise ConfigError(
+            "the proxy of the environment is no URL; see to HTTPS_PROXY, HTTP_PROXY and NO_PROXY"
+        )
+    return proxy, {"Proxy-Authorization": credentials.encode()} if credentials is not None else {}
 
 
 def _inflater(headers: Mapping[str, str], request: Request) -> Inflater | None:

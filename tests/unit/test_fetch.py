@@ -21,6 +21,7 @@ from aiohttp.test_utils import TestServer, unused_port
 
 from extractor.errors import (
     BodyTooLarge,
+    ConfigError,
     ExtractError,
     LakeError,
     NetworkError,
@@ -365,6 +366,47 @@ async def test_any_other_host_is_asked_through_the_proxy_of_the_environment(
             response = await fetcher.fetch(get())
 
     assert response.read() == b"http://api.invalid/v1/ships"
+
+
+async def test_no_credential_but_the_one_of_the_run_goes_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def answer(request: web.Request) -> web.Response:
+        return web.json_response([request.headers.get("Authorization"), request.headers.get("X-API-Key")])
+
+    (tmp_path / "netrc").write_text("machine api.invalid login me password mine\n")
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    monkeypatch.delenv("no_proxy", raising=False)
+    requests = [
+        Request(method="GET", path="/v1", headers=(("Authorization", f"Bearer {CANARY}"),)),
+        Request(method="GET", path="/v1", headers=(("X-API-Key", CANARY),)),
+    ]
+
+    async with serving(answer) as proxy:
+        monkeypatch.setenv("http_proxy", proxy)
+        async with fetching("http://api.invalid") as fetcher:
+            seen = [json.loads((await fetcher.fetch(request)).read()) for request in requests]
+
+    assert seen == [[f"Bearer {CANARY}", None], [None, CANARY]]
+
+
+@pytest.mark.parametrize("proxy", ["http://[bad", "http://me:s3cret@proxy:99999", "proxy"])
+def test_a_proxy_that_is_no_url_is_told_before_anything_is_sent(
+    proxy: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("http_proxy", proxy)
+    monkeypatch.delenv("no_proxy", raising=False)
+
+    with pytest.raises(ConfigError, match=r"^the proxy of the environment is no URL") as told:
+        Fetcher(
+            "http://api.invalid",
+            limits=FetchLimits(),
+            clock=VirtualClock(),
+            user_agent="test/1",
+            spool_folder=lambda: Path("/nonexistent"),
+        )
+
+    assert "s3cret" not in "".join(traceback.format_exception(told.value))
 
 
 def test_a_request_does_not_show_its_credential() -> None:
