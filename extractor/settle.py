@@ -29,7 +29,7 @@ from extractor.report import TableReport
 from extractor.schema import META_COLUMNS, TableSchema
 from extractor.store import Store, staged_path
 from extractor.suspect import suspicions
-from extractor.unique import Uniqueness, make_unique, plain_row
+from extractor.unique import Uniqueness, count_unique, make_unique, plain_row
 from extractor.windows import (
     BACKFILL_STATE,
     Progress,
@@ -99,14 +99,20 @@ def settle_table(store: Store, reading: Reading, writer: TableWriter) -> Settled
         writer.abort()
         lines = drift_lines(reading.ledger, reading.prior, reading.stamp.account)
         return Settled(report=_report(reading, reading.outcome), update=None, drift=lines)
-    staged = [item for item in writer.finish(reading.schema) if windows is None or item.window in windows]
+    staged = list(writer.finish(reading.schema))
+    if windows is not None and (short := _short_windows(store, reading, staged, windows)):
+        reading, windows = replace(reading, outcome=short), _complete_windows(reading)
+        if not windows:
+            lines = drift_lines(reading.ledger, reading.prior, reading.stamp.account)
+            return Settled(report=_report(reading, short), update=None, drift=lines)
+    staged = [item for item in staged if windows is None or item.window in windows]
     unique = _unique(store, reading, staged)
     empty = _empty_columns(store, reading, unique.staged)
     gone = gone_columns(reading.prior, empty)
     drift = drift_lines(
         reading.ledger, reading.prior, reading.stamp.account, schema=reading.schema, gone=gone
     )
-    held = _held_back(store, reading, unique)
+    held = _held_back(store, reading, unique, is_by_window=windows is not None)
     if held is not None:
         return Settled(report=_report(reading, held), update=None, drift=drift)
     warnings = tuple(_warnings(reading, unique))
@@ -205,12 +211,42 @@ def _present_files(reading: Reading, staged: Sequence[Staged]) -> list[DataFile]
     return [file for file in reading.prior.files if file.rows and (is_any or file.partition[1][1] in days)]
 
 
-def _held_back(store: Store, reading: Reading, unique: Uniqueness) -> Outcome | None:
+def _short_windows(
+    store: Store, reading: Reading, staged: Sequence[Staged], windows: frozenset[str]
+) -> Outcome | None:
+    """Fail the chains of each window that has fewer rows than the server says; what that makes of the table.
+
+    Each row counts once: one page in the place of another has the right number of rows.
+    """
+    key = _columns_of(reading, reading.endpoint.key)
+    reasons: list[str] = []
+    for window in sorted(windows):
+        chains = [chain for chain in reading.ledger.chains.values() if chain.window == window]
+        totals = [chain.chain.total for chain in chains]
+        if not totals or None in totals:
+            continue
+        total = sum(total for total in totals if total is not None)
+        came = count_unique(
+            store, reading.stamp.run_id, [item for item in staged if item.window == window], key
+        )
+        if came < total:
+            reasons.append(f"{window}: the server says {total} rows, {came} came")
+            for chain in chains:
+                reading.ledger.fail(chain, reasons[-1])
+    if not reasons:
+        return None
+    if reading.outcome.status != "complete":
+        return reading.outcome
+    others = f", and {len(reasons) - 1} more" if len(reasons) > 1 else ""
+    return Outcome(status="partial", reason=f"{reasons[0]}{others}")
+
+
+def _held_back(store: Store, reading: Reading, unique: Uniqueness, *, is_by_window: bool) -> Outcome | None:
     """The reason for which the table is not published, if there is one."""
     total = reading.ledger.total
     # Each row counts once: one page in the place of another has the right number of rows.
     came = sum(item.file.rows for item in unique.staged) + unique.known_keys
-    if reading.endpoint.sync.kind != "window" and total is not None and came < total:
+    if not is_by_window and total is not None and came < total:
         return Outcome(status="partial", reason=f"the server says {total} rows, {came} came")
     reasons = () if reading.is_accepted else tuple(_failed_checks(store, reading, unique))
     if not reasons:
@@ -275,6 +311,10 @@ def _warnings(reading: Reading, unique: Uniqueness) -> Iterable[str]:
     yield from (f"{name}: {line}" for line in reading.ledger.notes)
     notes = {note for chain in reading.ledger.chains.values() for note in chain.chain.notes}
     yield from (f"{name}: {note}" for note in sorted(notes))
+    total, came = reading.ledger.total, sum(item.file.rows for item in unique.staged) + unique.known_keys
+    # A row on the boundary of two windows counts in both totals.
+    if total is not None and came > total and not notes and reading.endpoint.sync.kind != "window":
+        yield f"{name}: {came} rows came, though the server says that there are {total}"
     if reading.outcome.status == "complete":
         yield from (f"{name}: {line}" for line in suspicions(reading.endpoint, reading.ledger))
 

@@ -22,7 +22,7 @@ from extractor.schema import META_COLUMNS
 from extractor.store import Store, staged_path
 from extractor.write import DataFile, Staged, rewrite
 
-__all__ = ("Uniqueness", "make_unique", "plain_row")
+__all__ = ("Uniqueness", "count_unique", "make_unique", "plain_row")
 
 _FILE, _ROW = "_file", "_row"
 _FIRST_FILE, _FIRST_ROW = "_first_file", "_first_row"
@@ -96,6 +96,23 @@ def make_unique(
         conflicting_keys=found.conflicting_keys,
         without_key=without_key,
     )
+
+
+def count_unique(store: Store, run_id: str, staged: Sequence[Staged], key: Sequence[str]) -> int:
+    """How many rows the staged files have if each key counts once; a row without a whole key counts for itself."""
+    rows = sum(item.file.rows for item in staged)
+    if not key or not rows:
+        return rows
+    sources = [(staged_path(run_id, item.file.path), number) for number, item in enumerate(staged)]
+    passes = -(-rows // _ROWS_PER_PASS)
+    schema = _key_schema(store, sources, key)
+    count = 0
+    for share in range(passes):
+        table = _read_keys(store, sources, schema, share, passes)
+        whole = table.filter(_all_valid(table, key))
+        keys = whole.group_by(list(key), use_threads=False).aggregate([])
+        count += keys.num_rows + table.num_rows - whole.num_rows
+    return count
 
 
 def _doubled(table: pa.Table, key: Sequence[str]) -> pa.Table:

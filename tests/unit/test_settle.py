@@ -346,11 +346,25 @@ def test_an_append_table_counts_each_row_that_came_once_whether_the_lake_has_it_
     assert lake.ids == ["a", "b"]
 
 
-def test_windows_are_not_held_to_a_total() -> None:
-    """Each tells its own, neighbours may both count what lies on their boundary, and rows may leave a window."""
-    settled = Lake(endpoint=EVENTS).run({FIRST: events("a", on=FIRST)}, total=5)
+def test_each_window_is_held_to_its_own_total() -> None:
+    """One page in the place of another has the right number of rows: that window is open, the others are done."""
+    lake = Lake(endpoint=EVENTS)
 
-    assert settled.report.status == "complete"
+    settled = lake.run({FIRST: events("a", "b", on=FIRST), SECOND: events("c", "c", on=SECOND)}, total=2)
+
+    assert settled.report.status == "partial"
+    assert settled.report.reason == f"{SECOND}: the server says 2 rows, 1 came"
+    assert lake.ids == ["a", "b"]
+    assert lake.prior is not None
+    assert SECOND in lake.prior.state["windows"]["holes"]  # type: ignore[index]  # a table of the state
+
+
+def test_neighbouring_windows_may_both_count_what_lies_on_their_boundary() -> None:
+    lake = Lake(endpoint=EVENTS)
+
+    settled = lake.run({FIRST: events("a", on=SECOND), SECOND: events("a", on=SECOND)}, total=1)
+
+    assert (settled.report.status, lake.ids) == ("complete", ["a"])
 
 
 def test_a_table_that_loses_too_many_rows_is_held_until_it_is_accepted() -> None:
