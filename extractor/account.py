@@ -26,7 +26,7 @@ from extractor.auth import Token, TokenSource
 from extractor.clock import Clock
 from extractor.config import SecretText
 from extractor.decode.json import Envelope, open_body, open_lines
-from extractor.endpoint import Endpoint, Parent
+from extractor.endpoint import Endpoint, NoPaging, Parent
 from extractor.errors import (
     AuthError,
     DriftRefused,
@@ -113,9 +113,12 @@ class TableRun:
     is_settled: bool = False
     """True where this very run has committed the table before it was stopped, and no child needs its rows."""
     pointers: tuple[str, ...] = field(init=False)
+    key: frozenset[str] = field(init=False)
+    """Of the key what stands in the answer; the rest is the parent's."""
 
     def __post_init__(self) -> None:
         self.pointers = pointers_of(self.endpoint)
+        self.key = frozenset(self.endpoint.key) - {name for name, _ in self.endpoint.keep}
 
 
 class _Attempts(msgspec.Struct):
@@ -322,6 +325,11 @@ class AccountRun:
 
     def _accept(self, table: TableRun, request: PageRequest, response: Response) -> None:
         """Open the answer, and keep it for its turn in the chain."""
+        if response.status == 206 and isinstance(table.endpoint.paging, NoPaging):
+            response.discard()
+            raise PagingError(
+                "the answer says that it is only a part (status 206), but the catalogue says paging = none"
+            )
         envelope = _open(table, response)
         rows = envelope.rows if envelope is not None else b""
         facts = PageFacts(
@@ -946,6 +954,7 @@ def _open(table: TableRun, response: Response) -> Envelope | None:
                 response.read(),
                 records=table.endpoint.records,
                 columns=table.columns,
+                key=table.key,
                 pointers=table.pointers,
             )
         case "ndjson":

@@ -382,9 +382,16 @@ def _count(value: object) -> int | None:
 
 
 def _text(value: object) -> str:
+    """A token or link as text, empty where there is none. Raises: PagingError if it is neither."""
     if isinstance(value, str):
         return value
-    return str(value) if isinstance(value, int) and not isinstance(value, bool) else ""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    if value:
+        raise PagingError(
+            "the answer names a next page by what is no text; correct the pointer in the catalogue"
+        )
+    return ""
 
 
 def _next_link(header: str) -> str:

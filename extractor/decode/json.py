@@ -120,12 +120,18 @@ class Decoded(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def open_body(
-    body: bytes, *, records: str, columns: frozenset[str], pointers: Iterable[str] = ()
+    body: bytes,
+    *,
+    records: str,
+    columns: frozenset[str],
+    key: frozenset[str] = frozenset(),
+    pointers: Iterable[str] = (),
 ) -> Envelope:
     """Find the rows in a body and check that all of it is JSON.
 
     `records` is a JSON pointer to the rows; where sources disagree about an envelope, a bare array, an object with
-    one array beside no known column, a single object, and null (no rows) are all understood.
+    one array beside no known column, a single object, and null (no rows) are all understood. A single object that
+    has nothing of the `key` is no row: many servers say so that something went wrong.
 
     Raises:
         MalformedBody: the body is no JSON, or holds no rows where they should be.
@@ -134,7 +140,7 @@ def open_body(
     _check_text(body)
     try:
         if body.startswith(b"{"):  # what is taken apart is checked on the way
-            return _open_object(body, records, columns, pointers)
+            return _open_object(body, records, columns, key, pointers)
         msgspec.json.decode(body, type=msgspec.Raw)
         if body.startswith(b"["):
             return Envelope(rows=body, facts={})
@@ -157,7 +163,9 @@ def describe(body: bytes) -> str:
     return repr("…" if is_secret_value(body[:4096].decode("utf-8", "replace")) else text)
 
 
-def _open_object(body: bytes, records: str, columns: frozenset[str], pointers: Iterable[str]) -> Envelope:
+def _open_object(
+    body: bytes, records: str, columns: frozenset[str], key: frozenset[str], pointers: Iterable[str]
+) -> Envelope:
     members = _members(body)
     facts = {pointer: value for pointer in pointers if (value := _follow(members, pointer)) is not MISSING}
     if records:
@@ -170,6 +178,11 @@ def _open_object(body: bytes, records: str, columns: frozenset[str], pointers: I
     only = _only_array(members) if _is_envelope(members, columns) else None
     if only is not None:
         return Envelope(rows=only, facts=facts)
+    if members and key and not key.intersection(members):
+        names = " or ".join(sorted(key))
+        raise MalformedBody(
+            f"the body is one object without {names}, the key of a row; it begins {describe(body)}"
+        )
     return Envelope(rows=b"[" + body + b"]" if members else b"[]", facts=facts)
 
 

@@ -102,6 +102,40 @@ path = "/unpaged/link"
 [unpaged_token]
 path = "/unpaged/token"
 
+[wrapped]
+path    = "/wrapped"
+records = "/items"
+paging  = { kind = "next_url", response_pointer = "/next" }
+key     = ["id"]
+
+[part]
+path = "/part"
+key  = ["id"]
+
+[apology]
+path = "/apology"
+key  = ["id"]
+
+[understated]
+path    = "/understated"
+records = "/items"
+paging  = { kind = "page", page_param = "page", first_page = 0, total_pointer = "/total" }
+key     = ["id"]
+
+[stuck]
+path    = "/stuck"
+records = "/items"
+paging  = { kind = "offset", offset_param = "from", limit_param = "size", limit = 2, total_pointer = "/total" }
+key     = ["id"]
+sync    = { kind = "window", from_param = "since", to_param = "until", step = "7d", cursor = "at" }
+
+[stuck_readings]
+path    = "/stuck"
+records = "/items"
+paging  = { kind = "offset", offset_param = "from", limit_param = "size", limit = 2, total_pointer = "/total" }
+key     = ["id"]
+sync    = { kind = "window", from_param = "since", to_param = "until", step = "7d", cursor = "at", replace = true }
+
 [children]
 path    = "/parents/{name}/children"
 parent  = { endpoint = "named", params = { name = "name" } }
@@ -173,6 +207,17 @@ def answer(request: web.BaseRequest) -> web.Response:
             return web.json_response(rows, headers={"Link": '</v9/more>; rel="next"'})
         case "/v9/unpaged/token":
             return web.json_response(rows, headers={"X-SkySQL-Page-Token-Next": "abc"})
+        case "/v9/wrapped":
+            return web.json_response({"items": rows, "next": {"href": following}})
+        case "/v9/part":
+            return web.json_response(rows, status=206, headers={"Content-Range": "items 0-1/5"})
+        case "/v9/apology":
+            return web.json_response({"error": {"code": 500, "message": "the database is away"}})
+        case "/v9/understated":
+            return web.json_response({"items": rows, "total": 1})
+        case "/v9/stuck":
+            # The first page, whichever is asked for.
+            return web.json_response({"items": ROWS[:2], "total": 4})
         case "/v9/named":
             return web.json_response([{"name": name} for name in NAMES])
         case path if path.startswith("/v9/parents/"):
@@ -258,6 +303,11 @@ def test_every_manner_of_paging_and_asking_lands_each_row_once(
         ("endless", "bounds.pages"),
         ("unpaged_link", "names a next page"),
         ("unpaged_token", "names a next page"),
+        ("wrapped", "names a next page by what is no text"),
+        ("part", "only a part (status 206)"),
+        ("apology", "one object without id, the key of a row"),
+        ("stuck", "the server says 4 rows, 2 came"),
+        ("stuck_readings", "the server says 4 rows, 2 came"),
     ],
 )
 def test_a_chain_that_cannot_be_trusted_is_never_complete_and_never_in_the_lake(
@@ -272,6 +322,11 @@ def test_a_chain_that_cannot_be_trusted_is_never_complete_and_never_in_the_lake(
 def test_no_link_leads_the_key_to_another_host(finished: Any) -> None:
     assert finished.code == 3
     assert STRAYED == []
+
+
+def test_more_rows_than_the_server_says_are_told_of(finished: Any) -> None:
+    assert finished.statuses["understated"] == "complete"
+    assert "understated: 2 rows came, though the server says that there are 1" in finished.report["warnings"]
 
 
 def test_rows_that_the_server_promised_and_never_sent_are_missed(finished: Any) -> None:

@@ -277,6 +277,17 @@ def test_a_next_page_that_the_catalogue_does_not_know_of_is_never_dropped(header
     )
 
 
+@pytest.mark.parametrize("paging", [BODY_TOKEN, NEXT_URL])
+@pytest.mark.parametrize("named", [{"href": "/v1/ships?page=2"}, ["t"], True, 1.5])
+def test_a_next_page_that_is_named_by_no_text_is_never_dropped(paging: Paging, named: object) -> None:
+    with pytest.raises(PagingError) as caught:
+        step(paging, Answer(facts={"/next": named}))
+
+    assert caught.value.message == (
+        "the answer names a next page by what is no text; correct the pointer in the catalogue"
+    )
+
+
 def test_a_chain_without_an_end_stops_at_the_bound() -> None:
     numbers = iter(range(100))
 
