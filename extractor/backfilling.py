@@ -36,8 +36,6 @@ from extractor.windows import source_of
 
 __all__ = ("backfill", "parse_moment")
 
-_PATIENCE_SECONDS = 2.0
-
 
 async def backfill(
     name: str,
@@ -239,23 +237,6 @@ class _Backfill(Run):
                         beats.cancel_scope.cancel()
             finally:
                 await self._executor.run(leases.release)
-
-    async def _hold_unless_told(self, leases: Leases, interruption: Interruption) -> bool:
-        """Wait for the tables; False if the backfill was told to end while a run had them."""
-        is_held = False
-        async with anyio.create_task_group() as tasks:
-
-            async def stop_when_told() -> None:
-                await interruption.wait()
-                # What is complete is committed, unless that would have to wait.
-                await self._clock.sleep_until(self._clock.monotonic() + _PATIENCE_SECONDS)
-                tasks.cancel_scope.cancel()
-
-            tasks.start_soon(stop_when_told)
-            await self._hold(leases)
-            is_held = True
-            tasks.cancel_scope.cancel()
-        return is_held
 
     async def _discard(self) -> None:
         """Forget what the step has staged; what steps before it committed is in its place."""

@@ -74,6 +74,7 @@ from extractor.write import RowGroup, TableWriter, WriteSettings
 __all__ = ("Interruption", "Run", "World", "WriterSink", "extract")
 
 _BUSY_SECONDS = 0.2
+_PATIENCE_SECONDS = 2.0
 
 
 async def extract(
@@ -184,7 +185,9 @@ class Run:
             (table.name, account.name) for table in self._plan.written for account, _ in self._setup.accounts
         ]
         before = await self._executor.run(self._log.newest)
-        leases = await self._hold_tables(keys)
+        leases = await self._hold_tables(keys, interruption)
+        if leases is None:
+            return self._secrets.report(self._told_while_waiting(interruption))
         self._observer(RunStarted(run_id=self._run_id, lake=self._store.uri, tables=tuple(keys)))
         try:
             report = await self._read_and_commit(leases, interruption)
@@ -207,10 +210,14 @@ class Run:
         self._secrets.clean(told)
         return told
 
-    async def _hold_tables(self, keys: Sequence[TableKey]) -> Leases:
+    def _told_while_waiting(self, interruption: Interruption) -> RunReport:
+        reason = f"{interruption.reason}, while another verb had the tables"
+        return self._sum_up(interruption.exit_code, (), RequestFigures(), (), reason, interruption)
+
+    async def _hold_tables(self, keys: Sequence[TableKey], interruption: Interruption) -> Leases | None:
         """Take the tables, under the id of the run that was stopped if there is one to go on with.
 
-        Leases in its name keep it from being cleaned up.
+        Leases in its name keep it from being cleaned up. None if the run was told to end while others had them.
         """
         while True:
             found = await self._executor.run(self._find_stopped_run)
@@ -218,7 +225,9 @@ class Run:
             leases = Leases(
                 self._store, run_id=run_id, clock=self._clock, tables=keys, token=self._world.token(16)
             )
-            await self._hold(leases)
+            if not await self._hold_unless_told(leases, interruption):
+                await self._executor.run(leases.release)
+                return None
             try:
                 # Until the leases were there, another process may have finished the run.
                 if found is None or await self._executor.run(self._take_up, run_id, keys):
@@ -228,6 +237,30 @@ class Run:
                     await self._executor.run(leases.release)
                 raise
             await self._executor.run(leases.release)
+
+    async def _hold_unless_told(self, leases: Leases, interruption: Interruption) -> bool:
+        """Wait for the tables; False if the run was told to end while others had them."""
+        is_held = False
+        try:
+            async with anyio.create_task_group() as tasks:
+
+                async def stop_when_told() -> None:
+                    await interruption.wait()
+                    # What is complete is committed, unless that would have to wait.
+                    await self._clock.sleep_until(self._clock.monotonic() + _PATIENCE_SECONDS)
+                    tasks.cancel_scope.cancel()
+
+                tasks.start_soon(self._stop_in_time, interruption)
+                tasks.start_soon(stop_when_told)
+                await self._hold(leases)
+                is_held = True
+                tasks.cancel_scope.cancel()
+        except BaseExceptionGroup as group:
+            told = gravest(group)
+            if told is group:
+                raise
+            raise told from None
+        return is_held
 
     async def _hold(self, leases: Leases) -> None:
         """Take the tables and prepare the lake; what has them only for a moment is waited for."""

@@ -4,13 +4,18 @@ import json
 import os
 import shutil
 import signal
-from collections.abc import Callable, Sequence
+import subprocess
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from subprocess import PIPE
 from typing import Any
 
 import pytest
 
 import extractor
+from extractor.clock import SystemClock
+from extractor.lease import Leases
+from extractor.stores.local import LocalStore
 
 REDUCED = (
     "providers",
@@ -254,6 +259,50 @@ def test_a_deadline_is_9_and_commits_what_is_complete_and_the_next_run_gets_the_
     assert not early & set(found.told("complete"))
     assert rest.code == 0, rest.complaint
     assert slow.judge(program.lake("lake")) == {}
+
+
+@pytest.fixture
+def taken(program: Any) -> Iterator[None]:
+    """A lake whose users another verb has, that needs them only for a moment."""
+    leases = Leases(
+        LocalStore(program.lake("lake")),
+        run_id="compacting",
+        clock=SystemClock(),
+        tables=[("users", "default")],
+        is_brief=True,
+    )
+    leases.acquire()
+    yield
+    leases.release()
+
+
+@pytest.mark.usefixtures("taken")
+def test_a_deadline_counts_while_another_verb_has_the_tables(slow: Any, program: Any) -> None:
+    found = program.run(slow, "lake", *included("users"), "--set", "limits.run_seconds=0.5")
+
+    assert found.code == 9
+    assert is_one_line_that_advises(found.complaint, "deadline", "another verb had the tables")
+    assert commits(program.lake("lake")) == 0
+
+
+@pytest.mark.usefixtures("taken")
+def test_a_signal_ends_a_run_that_waits_for_another_verb(slow: Any, program: Any) -> None:
+    arguments = program.arguments(slow, "lake", *included("users"))
+    beats = program.lake("lake") / "_extractor" / "leases" / "beats"
+    with subprocess.Popen(
+        arguments, stdout=PIPE, stderr=PIPE, text=True, cwd=program.folder, env=program.environment({})
+    ) as child:
+        # It asks for the tables again and again, with a sign of life each time.
+        before = {path.name for path in beats.iterdir()}
+        while not {path.name for path in beats.iterdir()} - before:
+            assert child.poll() is None
+        child.send_signal(signal.SIGTERM)
+        out, err = child.communicate(timeout=10)
+
+    assert child.returncode == 143
+    assert json.loads(out)["status"] == "interrupted"
+    assert is_one_line_that_advises(err.splitlines()[-1], "SIGTERM", "another verb had the tables")
+    assert commits(program.lake("lake")) == 0
 
 
 # --- 6: drift -----------------------------------------------------------------------------------------------
