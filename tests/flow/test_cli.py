@@ -432,6 +432,40 @@ def test_a_result_that_cannot_be_written_is_no_success(folder: Path) -> None:
 # --- sandbox ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
+def test_a_stream_that_whoever_started_it_has_closed_is_not_missed(closed: str, folder: Path) -> None:
+    shown = subprocess.run(
+        [
+            "sh",
+            "-c",
+            f'"$@" {closed}',
+            "sh",
+            *command("demo", "--lake", "lake", "--include", "users", "--json"),
+        ],
+        capture_output=True,
+        text=True,
+        cwd=folder,
+        env=environment(),
+        check=False,
+        timeout=60,
+    )
+
+    assert shown.returncode == 0, shown.stderr
+    assert "Traceback" not in shown.stderr
+    assert "fault of the program" not in shown.stderr
+    if closed == "2>&-":
+        assert json.loads(shown.stdout)["status"] == "complete"
+    assert list(extractor.Lake(str(folder / "lake")).tables()) == ["users"]
+
+
+def test_an_interrupt_while_the_program_starts_is_one_line(folder: Path) -> None:
+    (folder / "click.py").write_text("raise KeyboardInterrupt\n")
+
+    found = call("runs", folder=folder, PYTHONPATH=f"{folder}:{Path(extractor.__file__).parents[1]}")
+
+    assert (found.returncode, found.stdout, found.stderr) == (130, "", "skysql-extract: interrupted\n")
+
+
 def test_the_sandbox_prints_its_address_first_and_ends_when_told_to(folder: Path) -> None:
     with subprocess.Popen(
         command("sandbox", "--port", "0", "--services", "3"),
