@@ -326,10 +326,23 @@ def test_the_same_page_again_and_again_is_a_loop() -> None:
     assert caught.value.message == "the same page came 9 times in a row"
 
 
+@pytest.mark.parametrize("paging", [PAGES, TOTAL, OFFSET])
+def test_a_server_that_ignores_which_page_is_asked_for_doubles_no_row_without_a_key(paging: Paging) -> None:
+    with pytest.raises(PagingError) as caught:
+        follow(paging, lambda _: Answer(rows=3, facts={"/pages": 2, "/total": 6}, body="three rows"))
+
+    assert caught.value.message == "page 2 is the one before it again, and no key tells their rows apart"
+
+
 def test_equal_pages_that_are_not_in_a_row_are_no_loop() -> None:
-    chain, asked = follow(
-        PAGES, lambda query: Answer(facts={"/pages": 40}, body="same" if int(query["page"]) % 5 else "other")
-    )
+    numbers = iter(range(1, 41))
+
+    def answer(_: object) -> Answer:
+        number = next(numbers)
+        more = {HEADER: str(number)} if number < 40 else {}
+        return Answer(headers=more, body="same" if number % 5 else "other")
+
+    chain, asked = follow(TOKEN, answer)
 
     assert (len(asked), chain.is_ended) == (40, True)
 
