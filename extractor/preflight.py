@@ -16,7 +16,7 @@ from extractor.catalog import load_catalog
 from extractor.clock import SystemClock
 from extractor.conceal import Secrets
 from extractor.config import Account, Config, SecretText
-from extractor.errors import AuthError, ConfigError, LakeError, RequestError, StatusError
+from extractor.errors import AuthError, ConfigError, LakeError, RedirectRefused, RequestError, StatusError
 from extractor.fetch import Fetcher, FetchLimits, Request, Response, parse_date
 from extractor.plan import first_requests, make_plan
 from extractor.reader import find_accounts, user_agent
@@ -190,42 +190,48 @@ async def _readable(config: Config, api: Fetcher, headers: Mapping[str, str], na
                 headers=tuple(headers.items()),
             )
     findings: list[Finding] = []
-    refused = 0
+    statuses: list[int] = []
     for family, request in probes.items():
-        finding, is_refused = await _probe(api, request, f"{name}: {family}")
-        refused += is_refused
+        finding, status = await _probe(api, request, f"{name}: {family}")
+        statuses.append(status)
         findings.append(finding)
-    if probes and refused == len(probes):
+    if probes and set(statuses) == {401}:
         text = "the key is refused everywhere: it is wrong, expired or revoked"
-        findings = [
+        return [
             Finding(name=f"{name}: key", is_good=False, text=text, remedy="generate a new key", exit_code=4)
         ]
+    if probes and set(statuses) <= {401, 403}:  # it may read nothing at all
+        return [replace(finding, exit_code=4) for finding in findings]
+    if any(statuses):  # the source was reached
+        return [replace(finding, exit_code=min(finding.exit_code, 3)) for finding in findings]
     return findings
 
 
-async def _probe(api: Fetcher, request: Request, name: str) -> tuple[Finding, bool]:
+async def _probe(api: Fetcher, request: Request, name: str) -> tuple[Finding, int]:
+    """What one request comes to, and its status; 0 if there was no answer."""
     try:
         response = await api.fetch(request)
     except StatusError as error:
-        if error.status in (400, 404):
-            return Finding(name=name, is_good=None, text=f"{request.path} answers {error.status}"), False
-        code = 3 if error.status in (401, 403) else 0
         text = f"{request.path} answers {error.status}"
-        remedy = "give the key's user a role that may read it, or exclude it" if code else "try again later"
-        return Finding(
-            name=name, is_good=False, text=text, remedy=remedy, exit_code=code
-        ), error.status == 401
+        if error.status in (400, 404):
+            return Finding(name=name, is_good=None, text=text), error.status
+        is_denied = error.status in (401, 403)
+        remedy = (
+            "give the key's user a role that may read it, or exclude it" if is_denied else "try again later"
+        )
+        return Finding(name=name, is_good=False, text=text, remedy=remedy, exit_code=3), error.status
+    except RedirectRefused as error:
+        remedy = "check source.base_url"
+        return Finding(name=name, is_good=False, text=error.message, remedy=remedy, exit_code=3), 302
     except RequestError as error:
-        text = error.message
-        return Finding(
-            name=name, is_good=False, text=text, remedy="check source.base_url", exit_code=10
-        ), False
+        remedy = "check source.base_url"
+        return Finding(name=name, is_good=False, text=error.message, remedy=remedy, exit_code=10), 0
     response.discard()
     skew = response.server_date - response.received_at if response.server_date else None
     if skew is not None and abs(skew.total_seconds()) > _SKEW_SECONDS:
         text = f"readable; this machine's clock differs from the server's by {skew.total_seconds():.0f} s"
-        return Finding(name=name, is_good=None, text=text, remedy="set the clock"), False
-    return Finding(name=name, is_good=True, text="readable"), False
+        return Finding(name=name, is_good=None, text=text, remedy="set the clock"), response.status
+    return Finding(name=name, is_good=True, text="readable"), response.status
 
 
 def _small(query: tuple[tuple[str, str], ...]) -> tuple[tuple[str, str], ...]:
