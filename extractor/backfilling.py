@@ -101,12 +101,14 @@ def parse_moment(text: str, flag: str) -> datetime:
     """A date or an RFC 3339 time, in UTC where it names no zone.
 
     Raises:
-        ConfigError: it is neither.
+        ConfigError: it is neither, or lies outside of 1970 to 9998.
     """
     try:
         moment = datetime.fromisoformat(text)
     except ValueError:
         raise ConfigError(f"{flag}: {text!r} is no date such as 2026-01-31") from None
+    if not 1970 <= moment.year <= 9998:
+        raise ConfigError(f"{flag}: {text!r} lies outside of the years 1970 to 9998")
     return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 

@@ -190,6 +190,7 @@ _SECTIONS: Mapping[str, type[msgspec.Struct]] = {
     "notify": Notify,
 }
 
+_LONGEST_SECONDS = 36_525 * 86_400
 _KEY_VARIABLES = frozenset({"SKYSQL_API_KEY", "SKYSQL_API_KEY_FILE"})
 
 
@@ -422,12 +423,15 @@ def parse_duration(text: str) -> float:
     """Seconds in `90s`, `15m`, `48h`, `30d`, `2w`.
 
     Raises:
-        ConfigError: anything else.
+        ConfigError: anything else, or more than a hundred years.
     """
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smhdw])", text.strip())
     if found is None:
         raise ConfigError(f"{text!r} is no duration; write 90s, 15m, 48h, 30d or 2w")
-    return float(found[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}[found[2]]
+    seconds = float(found[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}[found[2]]
+    if seconds > _LONGEST_SECONDS:
+        raise ConfigError(f"{text!r} is more than a hundred years")
+    return seconds
 
 
 def _read_toml(path: Path) -> dict[str, object]:

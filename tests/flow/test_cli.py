@@ -466,6 +466,28 @@ def test_an_interrupt_while_the_program_starts_is_one_line(folder: Path) -> None
     assert (found.returncode, found.stdout, found.stderr) == (130, "", "skysql-extract: interrupted\n")
 
 
+@pytest.mark.parametrize(
+    ("argv", "told"),
+    [
+        (
+            ("backfill", "notifications", "--from", "0001-01-01", "--to", "2026-01-01"),
+            "--from: '0001-01-01' lies",
+        ),
+        (
+            ("backfill", "notifications", "--from", "2026-01-01", "--to", "9999-12-31"),
+            "--to: '9999-12-31' lies",
+        ),
+        (("run", "--set", "run.since=999999999999d"), "'999999999999d' is more than a hundred years"),
+        (("expire", "--older-than", "999999999999d"), "'999999999999d' is more than a hundred years"),
+    ],
+)
+def test_a_time_that_cannot_be_is_wrong_usage(argv: tuple[str, ...], told: str, folder: Path) -> None:
+    found = call(*argv, folder=folder, SKYSQL_API_KEY=KEY, SKYSQL_SOURCE__BASE_URL="http://127.0.0.1:9")
+
+    assert (found.returncode, found.stderr.count("\n")) == (2, 1)
+    assert told in found.stderr
+
+
 def test_the_sandbox_prints_its_address_first_and_ends_when_told_to(folder: Path) -> None:
     with subprocess.Popen(
         command("sandbox", "--port", "0", "--services", "3"),
