@@ -19,6 +19,7 @@ from extractor.endpoint import Endpoint
 from extractor.errors import ConfigError
 from extractor.schema import Field, TableSchema, arrow_type, render_type
 from extractor.store import Store
+from extractor.write import open_parquet
 
 __all__ = (
     "Subject",
@@ -154,8 +155,7 @@ def _count_nulls(store: Store, paths: Iterable[str], column: str) -> tuple[int, 
     """Rows, and how many of them have no value."""
     rows = nulls = 0
     for path in paths:
-        with store.open_input(path) as stream:
-            file = pq.ParquetFile(pa.PythonFile(stream, mode="r"))
+        with open_parquet(store, path) as file:
             rows += file.metadata.num_rows
             if column not in file.schema_arrow.names:
                 nulls += file.metadata.num_rows
@@ -197,8 +197,7 @@ def _newest(
     """The newest time of a column, `start` where none is newer; ends early at one that is `enough`."""
     newest = start
     for path in paths:
-        with store.open_input(path) as stream:
-            file = pq.ParquetFile(pa.PythonFile(stream, mode="r"))
+        with open_parquet(store, path) as file:
             if column not in file.schema_arrow.names:
                 continue
             for batch in _batches(file, column):
@@ -264,8 +263,7 @@ def _without(store: Store, values: pa.Array, paths: Sequence[str], column: str) 
 
 def _texts(store: Store, paths: Sequence[str], column: str) -> Iterator[pa.Array]:
     for path in paths:
-        with store.open_input(path) as stream:
-            file = pq.ParquetFile(pa.PythonFile(stream, mode="r"))
+        with open_parquet(store, path) as file:
             if column in file.schema_arrow.names:
                 for batch in _batches(file, column):
                     yield batch.column(0).cast(pa.string())

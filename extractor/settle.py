@@ -13,8 +13,6 @@ from functools import partial
 from hashlib import blake2b
 
 import msgspec
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from extractor.batch import NULL_PARTITION, Stamp
 from extractor.checks import Subject, fallen, nulls_and_ages
@@ -38,7 +36,7 @@ from extractor.windows import (
     progress_of,
     progress_state,
 )
-from extractor.write import DataFile, Staged, TableWriter
+from extractor.write import DamagedFile, DataFile, Staged, TableWriter, open_parquet
 
 __all__ = ("BACKFILL_STATE", "Reading", "Settled", "last_longest_chain", "settle_table")
 
@@ -428,7 +426,7 @@ def _compare(store: Store, reading: Reading, staged: Sequence[Staged]) -> tuple[
     if not all(store.exists(file.path) for file in prior.files):
         return False, ""
     new = _digest(store, [staged_path(reading.stamp.run_id, item.file.path) for item in staged])
-    old = prior.content or _digest(store, [file.path for file in prior.files])
+    old = prior.content or _standing_digest(store, prior.files)
     return new == old, new
 
 
@@ -440,15 +438,23 @@ def _changed_windows(store: Store, reading: Reading, staged: Sequence[Staged]) -
     for window in dict.fromkeys(item.window for item in staged):
         new = [item for item in staged if item.window == window]
         old = [file for file in reading.prior.files if file.partition[1] == new[0].file.partition[1]]
-        is_equal = sum(file.rows for file in old) == sum(item.file.rows for item in new) and _digest(
-            store, [file.path for file in old]
-        ) == _digest(store, [staged_path(reading.stamp.run_id, item.file.path) for item in new])
+        paths = [staged_path(reading.stamp.run_id, item.file.path) for item in new]
+        is_as_many = sum(file.rows for file in old) == sum(item.file.rows for item in new)
+        is_equal = is_as_many and _standing_digest(store, old) == _digest(store, paths)
         if not is_equal:
             changed.extend(new)
         else:
             for item in new:
                 store.delete(staged_path(reading.stamp.run_id, item.file.path))
     return changed
+
+
+def _standing_digest(store: Store, files: Sequence[DataFile]) -> str:
+    """The digest of files of the lake; empty where one is damaged, so that its rows are written anew."""
+    try:
+        return _digest(store, [file.path for file in files])
+    except DamagedFile:
+        return ""
 
 
 def _digest(store: Store, paths: Sequence[str]) -> str:
@@ -458,8 +464,7 @@ def _digest(store: Store, paths: Sequence[str]) -> str:
     """
     total = 0
     for path in paths:
-        with store.open_input(path) as stream:
-            file = pq.ParquetFile(pa.PythonFile(stream, mode="r"))
+        with open_parquet(store, path) as file:
             names = [name for name in file.schema_arrow.names if name not in META_COLUMNS]
             for batch in file.iter_batches(batch_size=4096, columns=names, use_threads=False):
                 for row in batch.to_pylist():

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from extractor.digest import row_bytes
 from extractor.schema import META_COLUMNS
 from extractor.store import Store, staged_path
-from extractor.write import DataFile, Staged, rewrite
+from extractor.write import DataFile, Staged, open_parquet, rewrite
 
 __all__ = ("Uniqueness", "count_unique", "make_unique", "plain_row")
 
@@ -170,8 +170,7 @@ def _known_keys(
     values = {name: pc.unique(keys[name].drop_null()) for name in schema.names}
     bounds = {name: _bounds(found) for name, found in values.items()}
     for data_file in present:
-        with store.open_input(data_file.path) as stream:
-            file = pq.ParquetFile(pa.PythonFile(stream, mode="r"))
+        with open_parquet(store, data_file.path) as file:
             if not set(schema.names) <= set(file.schema_arrow.names):
                 continue  # a file that lacks a column of the key has no whole key
             groups = [n for n in range(file.num_row_groups) if _may_hold(file.metadata.row_group(n), bounds)]

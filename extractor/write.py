@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import datetime
 from urllib.parse import quote
 
@@ -25,11 +26,13 @@ from extractor.batch import (
     with_arrival,
 )
 from extractor.endpoint import Endpoint
+from extractor.errors import LakeError
 from extractor.layout import writer_options
 from extractor.schema import TableSchema
 from extractor.store import Output, Store, Unclosed, staged_path
 
 __all__ = (
+    "DamagedFile",
     "DataFile",
     "OpenFile",
     "RowGroup",
@@ -37,6 +40,7 @@ __all__ = (
     "TableWriter",
     "WriteSettings",
     "open_file",
+    "open_parquet",
     "rewrite",
 )
 
@@ -58,6 +62,23 @@ class DataFile(msgspec.Struct, frozen=True, kw_only=True):
     is_apart: bool = False
     """A later commit of its run brought it, after others had committed. Events in it are not merged: only by their
     file can a reader tell them from those that the run had before."""
+
+
+class DamagedFile(LakeError):
+    """A data file is there and cannot be read."""
+
+
+@contextmanager
+def open_parquet(store: Store, path: str) -> Iterator[pq.ParquetFile]:
+    """A data file of the lake, for reading. Raises: StoreMissing; DamagedFile, also while it is read."""
+    with store.open_input(path) as stream:
+        try:
+            yield pq.ParquetFile(pa.PythonFile(stream, mode="r"))
+        except (OSError, pa.ArrowException) as error:
+            raise DamagedFile(
+                f"{path} in lake {store.uri} is damaged; run `skysql-extract verify`, "
+                "then restore it from a copy of the lake"
+            ) from error
 
 
 class Staged(msgspec.Struct, frozen=True, kw_only=True):
