@@ -312,11 +312,12 @@ class LocalStore:
             return
         for entry in entries:
             path = f"{prefix}/{entry.name}" if prefix else entry.name
-            if entry.is_dir():
+            if entry.is_dir(follow_symlinks=False):
                 yield from self._walk(path)
                 continue
             with suppress(FileNotFoundError):
-                yield _stored(path, entry.stat())
+                # What a link to a folder leads to is not of the lake: there is the link, and nothing behind it.
+                yield _stored(path, entry.stat(follow_symlinks=not entry.is_dir()))
 
     @contextmanager
     def _translated(self, verb: str, path: str) -> Iterator[None]:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import socket
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from aiohttp import web
@@ -130,3 +132,19 @@ def listening_at(port: int) -> list[str]:
     table = Path("/proc/net/tcp")
     lines = [line.split() for line in table.read_text().splitlines()[1:]] if table.exists() else []
     return [line[1] for line in lines if line[3] == "0A" and line[1].endswith(f":{port:04X}")]
+
+
+def test_what_a_link_in_the_lake_leads_to_is_not_touched(serve: Callable[..., Any], program: Any) -> None:
+    site = serve()
+    program.run(site, "lake", "--include", "services")
+    outside = program.folder / "outside"
+    outside.mkdir()
+    (outside / "mine.txt").write_text("mine")
+    (program.lake("lake") / "services" / "account=elsewhere").symlink_to(outside)
+
+    told = program.call([*program.command, "verify", "--all", "--lake", "lake"], {})
+    program.call([*program.command, "verify", "--all", "--repair", "--lake", "lake"], {})
+
+    assert told.code == 8
+    assert told.complaint.startswith("services/account=elsewhere is extra")
+    assert (outside / "mine.txt").read_text() == "mine"
