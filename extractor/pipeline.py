@@ -194,12 +194,13 @@ class Run:
         except BaseException as error:
             told = self._gravest(error)
             with anyio.CancelScope(shield=True):
-                await self._executor.run(
-                    self._abandon, leases, before is None and isinstance(told, AuthError | ConfigError)
-                )
+                await self._executor.run(self._abandon, leases, told, before is None)
             if told is error:
                 raise
             raise told from error
+        if before is None and report.exit_code == 4 and not self._is_resumable:
+            with suppress(LakeError):
+                await self._executor.run(self._withdraw)
         self._observer(RunFinished(run_id=report.run_id, status=report.status, exit_code=report.exit_code))
         return report
 
@@ -350,23 +351,25 @@ class Run:
     def _is_resumable(self) -> bool:
         return self._journal is not None and self._journal.is_begun
 
-    def _abandon(self, leases: Leases, leave_nothing: bool) -> None:
-        """Remove what a run staged that committed nothing and cannot be taken up.
-
-        A new lake that nobody else uses becomes as it was.
-        """
+    def _abandon(self, leases: Leases, error: BaseException, is_new_lake: bool) -> None:
+        """Remove what a run staged that committed nothing and cannot be taken up; a new lake becomes as it was."""
+        is_refused = is_new_lake and isinstance(error, AuthError | ConfigError)
+        is_wanted = self._is_resumable and (self._found is not None or not is_refused)
         try:
-            is_wanted = self._is_resumable and (self._found is not None or not leave_nothing)
             if not self._may_be_committed and not is_wanted:
                 self._store.delete_folder(self._staging)
             leases.release()
-            if leave_nothing and self._log.newest() is None and not live_runs(self._store):
-                for stored in list(self._store.list("_extractor/leases")):
-                    self._store.delete(stored.path)
-                if not any(self._store.list("_extractor")):
-                    self._store.delete_folder("_extractor")
+            if is_new_lake and not self._may_be_committed and not is_wanted:
+                self._withdraw()
         except LakeError:
             pass  # the lake itself is what failed; the next run cleans up
+
+    def _withdraw(self) -> None:
+        """Leave nothing of a lake in which nothing was ever committed, unless somebody else uses it."""
+        if self._log.newest() is None and not live_runs(self._store):
+            for stored in list(self._store.list("_extractor/leases")):
+                self._store.delete(stored.path)
+            self._store.withdraw()
 
     async def _read_and_commit(self, leases: Leases, interruption: Interruption) -> RunReport:
         entry = await self._executor.run(self._log.newest)

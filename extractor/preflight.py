@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,10 +14,12 @@ from urllib.parse import urlsplit
 from extractor.auth import KeyFacts, read_keyinfo, read_token_answer
 from extractor.catalog import load_catalog
 from extractor.clock import SystemClock
+from extractor.commitlog import CommitLog
 from extractor.conceal import Secrets
 from extractor.config import Account, Config, SecretText
 from extractor.errors import AuthError, ConfigError, LakeError, RedirectRefused, RequestError, StatusError
 from extractor.fetch import Fetcher, FetchLimits, Request, Response, parse_date
+from extractor.lease import live_runs
 from extractor.plan import first_requests, make_plan
 from extractor.reader import find_accounts, user_agent
 from extractor.stores import open_store
@@ -73,6 +75,9 @@ def _lake(config: Config) -> list[Finding]:
             findings.append(Finding(name="lake", is_good=None, text=text, remedy="let them read by the log"))
     except LakeError as error:
         return [Finding(name="lake", is_good=False, text=error.message, exit_code=7)]
+    with suppress(LakeError):  # what is wrong with the log is for a run to tell
+        if CommitLog(store).newest() is None and not live_runs(store):
+            store.withdraw()
     return findings
 
 

@@ -198,6 +198,9 @@ class Store(Inputs, Protocol):
     def check_writable(self) -> None:
         """Return if the lake can be written. Raises: LakeError with the reason."""
 
+    def withdraw(self) -> None:
+        """Let a lake without files be as it was before this store wrote to it; any file that is there stays."""
+
 
 def staged_path(run_id: str, path: str) -> str:
     """Where the file that will stand at `path` is while its run has not published it."""

@@ -37,6 +37,7 @@ _REMEDIES = {
     errno.ENOSYS: "choose a lake on a file system with hard links",
 }
 
+_OWN = "_extractor"
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
 
@@ -54,6 +55,8 @@ class LocalStore:
         self._root = Path(os.path.abspath(root))  # noqa: PTH100  # resolve() would follow links
         self.uri = str(root)
         self._can_exchange: bool | None = None
+        self._made: list[Path] = []
+        """The folder of the lake and those above it, as far as it was this store that made them."""
 
     @property
     def has_folder_exchange(self) -> bool:
@@ -246,6 +249,16 @@ class LocalStore:
             finally:
                 linked.unlink(missing_ok=True)
 
+    def withdraw(self) -> None:
+        with self._translated("remove", "."):
+            if any(True for _ in self._walk("")):
+                return
+            # Only empty folders go, so that what another process writes meanwhile stays.
+            for folder, _, _ in os.walk(self._root / _OWN, topdown=False):
+                _remove_empty(Path(folder))
+            while self._made:
+                _remove_empty(self._made.pop())
+
     def _try_exchange(self) -> bool:
         folders: list[Path] = []
         try:
@@ -300,6 +313,8 @@ class LocalStore:
         self._make_folder(folder.parent)
         with suppress(FileExistsError):
             folder.mkdir()
+            if self._root.is_relative_to(folder):
+                self._made.append(folder)
         if not folder.is_dir():
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
         # Also if another process made it: what stands in it must not be lost with its name.
@@ -402,6 +417,12 @@ def _stored(path: str, found: os.stat_result) -> StoredFile:
     return StoredFile(
         path=path, size_bytes=found.st_size, modified_at=datetime.fromtimestamp(found.st_mtime, UTC)
     )
+
+
+def _remove_empty(folder: Path) -> None:
+    with suppress(OSError):
+        folder.rmdir()
+        _sync_folder(folder.parent)
 
 
 def _sync_folder(folder: Path) -> None:

@@ -196,6 +196,10 @@ class MemoryStore:
         with self._working():
             return
 
+    def withdraw(self) -> None:
+        with self._working():
+            return  # there are no folders that could be left
+
     @contextmanager
     def _working(self, *paths: str) -> Iterator[None]:
         for path in paths:

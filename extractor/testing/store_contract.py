@@ -362,6 +362,15 @@ def checking_leaves_nothing(store: Store) -> None:
     assert list(store.list("")) == []
 
 
+def a_lake_that_is_withdrawn_keeps_its_files(store: Store) -> None:
+    store.check_writable()
+    store.withdraw()
+    store.put("a/b", b"x")
+    store.withdraw()
+
+    assert [found.path for found in store.list("")] == ["a/b"]
+
+
 def a_store_can_be_used_by_threads(store: Store) -> None:
     def work(who: int) -> None:
         for turn in range(10):
@@ -408,6 +417,7 @@ CHECKS: tuple[Check, ...] = (
     unusual_names_are_kept_as_they_are,
     a_local_path_is_the_file_itself,
     checking_leaves_nothing,
+    a_lake_that_is_withdrawn_keeps_its_files,
     a_store_can_be_used_by_threads,
 )
 """Every check; each needs a new, empty store."""

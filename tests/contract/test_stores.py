@@ -149,6 +149,26 @@ def test_a_folder_that_may_not_be_written_is_told_with_a_remedy(tmp_path: Path) 
         LocalStore(lake).check_writable()
 
 
+def test_a_lake_that_came_to_nothing_is_as_it_was(tmp_path: Path) -> None:
+    (tmp_path / "mine" / "empty").mkdir(parents=True)
+    new, mine, shared = (LocalStore(tmp_path / name) for name in ("new/deep/lake", "mine", "shared"))
+    for store in (new, mine, shared):
+        store.check_writable()
+    LocalStore(tmp_path / "shared").put("_extractor/incoming/of-another", b"x")
+
+    for store in (new, mine, shared):
+        store.withdraw()
+
+    assert sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")) == [
+        "mine",
+        "mine/empty",
+        "shared",
+        "shared/_extractor",
+        "shared/_extractor/incoming",
+        "shared/_extractor/incoming/of-another",
+    ]
+
+
 # Data files.
 
 

@@ -304,8 +304,8 @@ MUTATIONS = (
     _one(
         "the lake is left locked by an error",
         "pipeline.py",
-        "            leases.release()\n            if leave_nothing",
-        "            if leave_nothing",
+        "            leases.release()\n            if is_new_lake",
+        "            if is_new_lake",
     ),
     _one(
         "a lease is never given back",
