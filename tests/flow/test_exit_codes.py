@@ -211,6 +211,46 @@ def test_no_key_at_all_is_4(healthy: Any, program: Any) -> None:
     assert not program.lake("lake").exists()
 
 
+# --- check: the code that a run would end with ----------------------------------------------------------------
+
+
+def checked(program: Any, site: Any, *argv: str, **environment: str) -> Any:
+    base_url = f"source.base_url={site.url}"
+    return program.call([*program.command, "check", "--lake", "lake", "--set", base_url, *argv], environment)
+
+
+def test_a_check_of_a_wrong_key_is_4_and_leaves_no_lake(serve: Callable[..., Any], program: Any) -> None:
+    found = checked(program, serve("--key", "another"))
+
+    assert found.code == 4
+    assert is_one_line_that_advises(found.complaint, "refused", "generate a new key")
+    assert not program.lake("lake").exists()
+
+
+def test_a_check_of_a_key_that_is_denied_everywhere_is_4_and_of_one_denied_here_and_there_3(
+    serve: Callable[..., Any], program: Any
+) -> None:
+    nowhere = checked(program, serve("--deny", "*"), *included(*REDUCED))
+    partly = checked(program, serve("--deny", "/provisioning/*"), *included(*REDUCED))
+
+    assert (nowhere.code, partly.code) == (4, 3)
+
+
+def test_a_check_and_a_run_end_alike_where_one_account_of_two_is_refused(
+    serve: Callable[..., Any], program: Any
+) -> None:
+    site = serve("--key", program.key)
+    accounts = [f'[[accounts]]\nname = "{name}"\nkey_env = "{name.upper()}"\n' for name in ("one", "two")]
+    (program.folder / "two.toml").write_text("".join(accounts))
+    argv = ("--config", "two.toml", *included("services", "countries"))
+
+    for other, code in (("wrong", 3), (program.key, 0)):
+        keys = {"ONE": program.key, "TWO": other}
+        assert checked(program, site, *argv, **keys).code == code
+        assert program.run(site, "lake", *argv, **keys).code == code
+    assert checked(program, site, *argv, ONE="wrong", TWO="bad").code == 4
+
+
 # --- 5, 9, 130, 143: a run in time --------------------------------------------------------------------------
 
 
