@@ -218,6 +218,8 @@ def load_config(
 
     def put(dotted: str, value: object, where: str) -> None:
         section, _, key = dotted.partition(".")
+        if not key:
+            raise ConfigError(f"{where}: names no key of {section}; write table.key")
         merged.setdefault(section, {})[key] = value
         origin[dotted] = where
 
@@ -244,7 +246,9 @@ def load_config(
         _known_section(dotted.partition(".")[0], f"--set {dotted}")
         put(dotted, _parse_setting(dotted, text.strip()), f"--set {dotted}")
     for dotted, value in (overrides or {}).items():
-        put(dotted, value, f"--{dotted.partition('.')[2]}")
+        where = f"--{dotted.rpartition('.')[2]}"
+        _known_section(dotted.partition(".")[0], where)
+        put(dotted, value, where)
     return _build(merged, origin, accounts, str(path))
 
 
@@ -447,6 +451,8 @@ def _read_toml(path: Path) -> dict[str, object]:
 
 
 def _known_section(section: str, where: str) -> None:
+    if section == "accounts":
+        raise ConfigError(f"{where}: [[accounts]] can stand in a configuration file only")
     if section not in _SECTIONS:
         raise ConfigError(
             f"{where}: unknown table {section}{nearest_name(section, {*_SECTIONS, 'accounts'}, '')}"
@@ -575,10 +581,13 @@ def find_key(sources: KeySources) -> SecretText:
         AuthError: no key anywhere.
     """
     found: list[tuple[str, str]] = []
+    empty: list[str] = []
 
     def take(where: str, text: str | None) -> None:
         if text and text.strip():
             found.append((where, text.strip()))
+        elif text is not None:
+            empty.append(where)
 
     environment = sources.environment
     if sources.file_flag:
@@ -600,8 +609,9 @@ def find_key(sources: KeySources) -> SecretText:
     if not found and sources.keyring is not None:
         take("the system keyring", sources.keyring())
     if not found:
+        why = f" ({' and '.join(empty)} gave nothing)" if empty else ""
         raise AuthError(
-            "no API key: set SKYSQL_API_KEY, or name a file with --api-key-file or source.key_file"
+            f"no API key{why}: set SKYSQL_API_KEY, or name a file with --api-key-file or source.key_file"
         )
     if len({text for _, text in found}) > 1:
         raise ConfigError(f"{found[0][0]} and {found[1][0]} hold two different API keys; keep one of them")

@@ -88,6 +88,21 @@ def test_flags_win_over_the_environment_and_that_over_the_file_and_that_over_the
     assert config == Config(limits=LimitsConfig(burst=3, concurrency=4, retry_attempts=5, idle_seconds=2.0))
 
 
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("runn.include", "--include: unknown table runn; did you mean run?"),
+        ("run.includ", "--includ: unknown key run.includ; did you mean run.include?"),
+        ("run", "--run: names no key of run; write table.key"),
+    ],
+)
+def test_an_override_that_names_no_setting_is_refused(name: str, told: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(environment={}, overrides={name: ("services",)})
+
+    assert caught.value.message == told
+
+
 def test_variables_that_are_no_settings_are_passed_over() -> None:
     config = load(
         SKYSQL_API_KEY=CANARY,
@@ -301,6 +316,11 @@ def test_the_place_of_a_wrong_value_is_named_wherever_it_was_said(write: Write) 
         "--set limits.bursts: unknown key limits.bursts; did you mean limits.burst?"
     )
     assert refusal(file, "limits.burst") == "--set limits.burst: write --set table.key=value"
+    assert refusal(file, "limits=3") == "--set limits: names no key of limits; write table.key"
+    assert refusal(file, "accounts.name=x") == (
+        "--set accounts.name: [[accounts]] can stand in a configuration file only"
+    )
+    assert refusal(file, SKYSQL_LIMITS__="3") == "SKYSQL_LIMITS__: names no key of limits; write table.key"
 
 
 def test_a_file_that_is_missing_or_no_toml_is_named(tmp_path: Path, write: Write) -> None:
@@ -490,22 +510,30 @@ def test_the_keyring_is_asked_last() -> None:
 
 
 @pytest.mark.parametrize(
-    "sources",
+    ("sources", "why"),
     [
-        KeySources(),
-        KeySources(environment={"SKYSQL_API_KEY": " \n"}),
-        KeySources(environment={"SKYSQL_API_KEY": CANARY}, key_env="KEY_EU"),
-        KeySources(key_command=("true",)),
-        KeySources(keyring=lambda: None),
+        (KeySources(), ""),
+        (KeySources(environment={"SKYSQL_API_KEY": " \n"}), " (SKYSQL_API_KEY gave nothing)"),
+        (KeySources(environment={"SKYSQL_API_KEY": CANARY}, key_env="KEY_EU"), ""),
+        (KeySources(key_command=("true",)), " (key_command gave nothing)"),
+        (KeySources(keyring=lambda: None), ""),
     ],
 )
-def test_no_key_is_a_fault_of_the_key_that_says_what_to_do(sources: KeySources) -> None:
+def test_no_key_is_a_fault_of_the_key_that_says_what_to_do(sources: KeySources, why: str) -> None:
     with pytest.raises(AuthError) as caught:
         find_key(sources)
 
     assert caught.value.message == (
-        "no API key: set SKYSQL_API_KEY, or name a file with --api-key-file or source.key_file"
+        f"no API key{why}: set SKYSQL_API_KEY, or name a file with --api-key-file or source.key_file"
     )
+
+
+def test_an_empty_key_file_is_named(tmp_path: Path) -> None:
+    (tmp_path / "key").write_text("\n")
+    (tmp_path / "key").chmod(0o600)
+
+    with pytest.raises(AuthError, match=r"no API key \(--api-key-file gave nothing\)"):
+        find_key(KeySources(file_flag=str(tmp_path / "key")))
 
 
 @pytest.mark.parametrize("mode", [0o640, 0o604, 0o620, 0o644, 0o601])
