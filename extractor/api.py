@@ -43,12 +43,14 @@ def backfill(
     start: datetime,
     end: datetime,
     parallel: int = 4,
+    accept: Sequence[str] = (),
     key_file: str = "",
     observer: Observer = ignore,
 ) -> RunReport:
     """Fill the past windows of one endpoint from `start` to before `end`, and say what was done.
 
-    Called again after it was cut off, it goes on with what is left. Not for use inside a running event loop: there,
+    Called again after it was cut off, it goes on with what is left. `accept` names tables that are published
+    although a check holds them back. Not for use inside a running event loop: there,
     `await extractor.backfill_async(…)`.
 
     Raises:
@@ -57,6 +59,13 @@ def backfill(
     """
     return asyncio.run(
         backfill_async(
-            name, config, start=start, end=end, parallel=parallel, key_file=key_file, observer=observer
+            name,
+            config,
+            start=start,
+            end=end,
+            parallel=parallel,
+            accept=accept,
+            key_file=key_file,
+            observer=observer,
         )
     )

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ast
+import inspect
 import os
 import re
 import sysconfig
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
@@ -88,3 +90,17 @@ def test_the_installed_package_is_tested() -> None:
 @only_installed
 def test_the_version_is_told_by_the_package_as_by_its_metadata() -> None:
     assert extractor.__version__ == version("skysql-extractor")
+
+
+@pytest.mark.parametrize(
+    ("blocking", "asynchronous"),
+    [(extractor.run, extractor.extract), (extractor.backfill, extractor.backfill_async)],
+)
+def test_a_blocking_call_takes_all_that_its_asynchronous_form_takes_of_the_user(
+    blocking: Callable[..., object], asynchronous: Callable[..., object]
+) -> None:
+    surroundings = {"interruption", "environment", "world"}
+
+    taken = inspect.signature(asynchronous).parameters.keys() - surroundings
+
+    assert inspect.signature(blocking).parameters.keys() == taken
