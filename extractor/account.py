@@ -843,7 +843,9 @@ class AccountRun:
         self.figures.failed += not is_absent
         table.ledger.fail(table.ledger.chains[request.chain], reason)
         self._attempts.pop(request.identity, None)
-        self._observer(RequestFailed(table=request.table, account=self.name, reason=reason))
+        self._observer(
+            RequestFailed(table=request.table, account=self.name, reason=reason, is_absent=is_absent)
+        )
         self.frontier.finish()
         return None
 

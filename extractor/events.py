@@ -58,11 +58,12 @@ class RequestRetried(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RequestFailed(msgspec.Struct, frozen=True, kw_only=True):
-    """A request is given up."""
+    """A request is given up; `is_absent` where the API has no such resource, which is no fault."""
 
     table: str
     account: str
     reason: str
+    is_absent: bool = False
 
 
 class Throttled(msgspec.Struct, frozen=True, kw_only=True):

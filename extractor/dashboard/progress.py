@@ -106,7 +106,7 @@ class Tally:
                 self.permitted_per_second = event.requests_per_second
                 self._wait(event.pause_seconds, "the server asked for fewer requests")
             case RequestFailed():
-                self.failed += 1
+                self.failed += not event.is_absent
             case TableFinished():
                 table = self._of(event.table, event.account)
                 table.place = self.finished

@@ -66,6 +66,7 @@ def test_every_table_that_is_on_equals_the_truth_and_so_do_named_details(
     first, _, _ = twice
 
     assert first.complaint == ""
+    assert " failed" not in first.err
     assert healthy.lacking(module_program.lake("lake")) == set()
     assert {first.statuses[name] for name in NAMED} == {"complete"}
     assert set(first.statuses.values()) == {"complete", "absent", "skipped"}

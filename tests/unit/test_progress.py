@@ -160,6 +160,7 @@ def test_the_live_table_shows_what_is_at_work_before_what_is_done() -> None:
         answered("busy"),
         stored("busy", 1234),
         RequestFailed(table="busy", account="default", reason="500"),
+        RequestFailed(table="done", account="default", reason="404", is_absent=True),
     )
 
     lines = [line.split() for line in drawn(LiveProgress(tally, io.StringIO())).splitlines()]
