@@ -26,14 +26,18 @@ _NEXT = {
         "or once with --accept TABLE"
     ),
     7: f"see {PROGRAM} check",
-    9: "what is complete is committed, the next run resumes the rest; limits.run_seconds is the deadline",
+    9: "what is complete is committed, the next run resumes the rest",
     10: f"see {PROGRAM} check, and source.base_url",
     130: "what is complete is committed, the next run resumes the rest",
     143: "what is complete is committed, the next run resumes the rest",
 }
 
 
-_ENDED = {9: "the run's deadline passed", 130: "interrupted by SIGINT", 143: "interrupted by SIGTERM"}
+_ENDED = {
+    9: "the run's deadline passed (limits.run_seconds)",
+    130: "interrupted by SIGINT",
+    143: "interrupted by SIGTERM",
+}
 
 
 def report_text(report: RunReport) -> str:

@@ -293,6 +293,7 @@ def test_a_deadline_is_9_and_commits_what_is_complete_and_the_next_run_gets_the_
 
     assert found.code == 9
     assert is_one_line_that_advises(found.complaint, "deadline", "limits.run_seconds", "next run")
+    assert found.complaint.count("limits.run_seconds") == 1
     assert set(found.told("complete"))
     assert set(found.told("partial")) | set(found.told("skipped"))
     assert not early & set(found.told("complete"))
