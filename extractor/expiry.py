@@ -122,7 +122,7 @@ def _drop_days(up: Upkeep, key: TableKey, first_kept: date, *, is_dry_run: bool)
             return
         kept = [file for file in state.files if file.path not in files]
         if not kept:
-            kept = [_empty(up, key, state.files[-1])]
+            kept = [_empty(up, state.files[-1])]
         rows = sum(file.rows for file in kept)
         up.commit(
             leases,
@@ -142,7 +142,7 @@ def _old_days(state: TableState, first_kept: date) -> dict[str, DataFile]:
     }
 
 
-def _empty(up: Upkeep, key: TableKey, like: DataFile) -> DataFile:
+def _empty(up: Upkeep, like: DataFile) -> DataFile:
     """A typed file without rows, staged: what stands for an event table that has none."""
     place = up.lake.locate(like.path, up.lake.entry())
     with Sound(up.store, {place: like}).open_input(place) as stream:

@@ -153,8 +153,7 @@ class Ledger:
             return Outcome(status="absent", reason="the API has no such resource (404)")
         if self.failure_count:
             what = f"{self.failure_count} of {len(self.chains)} requests failed: {self.failures[0]}"
-            is_any = any(chain.is_complete for chain in self.chains.values())
-            return Outcome(status="partial" if is_any else "failed", reason=what)
+            return Outcome(status="partial" if self.is_any_complete else "failed", reason=what)
         open_chains = [chain for chain in self.chains.values() if not chain.is_complete]
         if open_chains:
             return Outcome(

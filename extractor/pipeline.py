@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, suppress
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, timedelta
 from functools import partial
 from pathlib import Path
 
@@ -469,7 +469,6 @@ class Run:
     def _open_reader(
         self, account: Account, key: SecretText, entry: LogEntry | None, budget: Budget
     ) -> Reader:
-        now = self._clock.now()
         priors: dict[str, TableState] = {}
         for table in self._plan.active:
             if entry is not None and (table.name, account.name) in entry.tables:
@@ -486,7 +485,7 @@ class Run:
             budget=budget,
             priors=priors,
             schemas={table.name: self._schema(table, priors.get(table.name)) for table in self._plan.active},
-            sink_of=lambda table: self._sink(table, account.name, now),
+            sink_of=lambda table: self._sink(table, account.name),
             spool_folder=self._spool_folder,
             learnt_rate=float(rate) if isinstance(rate, int | float) else None,
             spans=self._given_spans,
@@ -520,7 +519,7 @@ class Run:
             ]
         check_schema(self._config, schemas)
 
-    def _sink(self, table: TablePlan, account: str, now: datetime) -> Sink:
+    def _sink(self, table: TablePlan, account: str) -> Sink:
         if table.mode == "keys" or (table.name, account) in self._standing.done:
             return NoSink()
         parquet = self._config.parquet

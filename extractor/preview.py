@@ -57,7 +57,7 @@ class Preview:
         return asdict(self)
 
 
-def preview(config: Config, *, key_file: str = "", now: datetime | None = None) -> Preview:
+def preview(config: Config, *, now: datetime | None = None) -> Preview:
     """Look ahead from `now`, by default this moment.
 
     Raises:

@@ -55,7 +55,7 @@ def run_extraction(
             environment=environment,
         )
 
-    expected = _expected_requests(config, arguments) if _is_live(arguments) and environment is None else None
+    expected = _expected_requests(config) if _is_live(arguments) and environment is None else None
     return run_observed(config, arguments, work, expected=expected)
 
 
@@ -142,11 +142,11 @@ def _progress(config: Config, arguments: Arguments, expected_requests: int | Non
     return PlainProgress(tally, output.note)
 
 
-def _expected_requests(config: Config, arguments: Arguments) -> int | None:
+def _expected_requests(config: Config) -> int | None:
     from extractor.preview import preview
 
     try:
-        return preview(config, key_file=arguments.key_file).requests_estimated
+        return preview(config).requests_estimated
     except ExtractError:
         return None  # the run itself will say what is wrong
 

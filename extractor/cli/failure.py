@@ -28,7 +28,6 @@ __all__ = (
     "ORDER",
     "exit_code_for",
     "first_code",
-    "is_fault",
     "message_for",
     "report_failure",
 )
@@ -86,11 +85,6 @@ def message_for(error: BaseException) -> str:
                 f"fault of the program: {type(error).__name__} at {_place(error)}; "
                 f"run with {DEBUG_VARIABLE}=1 for the whole of it, and please report it"
             )
-
-
-def is_fault(error: BaseException) -> bool:
-    """True for what this program did not foresee."""
-    return exit_code_for(error) == 1 and not isinstance(error, click.ClickException)
 
 
 def report_failure(error: BaseException, output: Output) -> int:

@@ -25,7 +25,7 @@ def plan(arguments: Arguments) -> int:
     config = arguments.load()
     from extractor.preview import preview
 
-    found = preview(config, key_file=arguments.key_file)
+    found = preview(config)
     if arguments.is_json:
         arguments.output.write_json(found.to_json())
     else:

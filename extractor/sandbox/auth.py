@@ -99,16 +99,16 @@ class Doorkeeper:
         claims = orjson.dumps({"jti": secrets.token_hex(8), "exp": int(self._now() + life)})
         token = ".".join(_encoded(part) for part in (b'{"alg":"RS256"}', claims, secrets.token_bytes(32)))
         self._tokens[token] = (key, self._clock() + life)
-        return {**self._claims(org, life), "parent": secrets.token_hex(8), "tenant_id": org, "token": token}
+        return {**self._claims(life), "parent": secrets.token_hex(8), "tenant_id": org, "token": token}
 
     def keyinfo(self, org: str) -> dict[str, object]:
         """What the older API tells about a key."""
-        claims = self._claims(org, _KEY_LIFE_SECONDS)
+        claims = self._claims(_KEY_LIFE_SECONDS)
         if "keyinfo-exp-null" in self._options.variants:
             claims["exp"] = None
         return {**claims, "key_prefix": "sandbox", "description": "the sandbox's key"}
 
-    def _claims(self, org: str, life: float) -> dict[str, object]:
+    def _claims(self, life: float) -> dict[str, object]:
         has_write = "write-scopes" in self._options.variants
         return {
             "jti": secrets.token_hex(16),

@@ -142,7 +142,7 @@ def log_rows(world: World) -> Iterator[Row]:
             yield from _rows_of(_archive(world, index), world)
 
 
-def log_types(world: World) -> list[Row]:
+def log_types() -> list[Row]:
     """Kinds of logs."""
     return [{"id": str(n), "name": name, "type": kind} for n, (kind, name) in enumerate(_TYPES, 1)]
 

@@ -811,7 +811,7 @@ _OBSERVABILITY = (
     Route(path="/observability/v2/logs/servers", select=_log_servers, shape="envelope", envelope="servers"),
     Route(
         path="/observability/v2/logs/types",
-        select=lambda world, params, query: Selection.of(logs.log_types(world)),
+        select=lambda world, params, query: Selection.of(logs.log_types()),
         shape="envelope",
         envelope="logTypes",
     ),

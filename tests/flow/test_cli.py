@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import json
 import os
 import shlex
@@ -527,12 +526,6 @@ def test_a_sandbox_of_a_demo_ends_with_whoever_started_it(folder: Path) -> None:
 
 # --- with the pipeline --------------------------------------------------------------------------------------
 
-has_pipeline = pytest.mark.skipif(
-    importlib.util.find_spec("extractor.pipeline") is None, reason="the pipeline is not there yet"
-)
-has_preflight = pytest.mark.skipif(
-    importlib.util.find_spec("extractor.preflight") is None, reason="the preflight is not there yet"
-)
 SMALL = (
     "--services",
     "3",
@@ -554,7 +547,6 @@ def extracted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str,
     return root, json.loads(found.stdout)
 
 
-@has_pipeline
 def test_a_demo_needs_neither_key_nor_network_and_completes_every_table(
     extracted: tuple[Path, dict[str, Any]],
 ) -> None:
@@ -568,7 +560,6 @@ def test_a_demo_needs_neither_key_nor_network_and_completes_every_table(
     }
 
 
-@has_pipeline
 def test_runs_and_show_tell_of_the_run_as_it_told_of_itself(
     extracted: tuple[Path, dict[str, Any]], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -588,7 +579,6 @@ def test_runs_and_show_tell_of_the_run_as_it_told_of_itself(
     assert f"{report['run_id']}: complete, 3 of 3 tables complete" in text
 
 
-@has_pipeline
 def test_files_names_every_file_with_its_rows_and_digest(
     extracted: tuple[Path, dict[str, Any]], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -605,7 +595,6 @@ def test_files_names_every_file_with_its_rows_and_digest(
         assert file["partition"]["account"] == file["account"] == "default"
 
 
-@has_pipeline
 @pytest.mark.parametrize(
     ("argv", "told"),
     [(("files", "servces"), "did you mean services?"), (("show", "nothing"), "no run nothing")],
@@ -622,7 +611,6 @@ def test_an_unknown_table_or_run_is_wrong_usage(
     assert told in capsys.readouterr().err
 
 
-@has_pipeline
 def test_what_a_demo_says_about_opening_the_lake_is_true(folder: Path) -> None:
     found = call("demo", *SMALL, folder=folder)
 
@@ -639,7 +627,6 @@ def test_what_a_demo_says_about_opening_the_lake_is_true(folder: Path) -> None:
     assert duckdb.sql(shlex.split(query)[2]).count("*").fetchall() == [(3,)]
 
 
-@has_pipeline
 def test_a_plan_asks_for_nothing_and_names_every_table(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -663,7 +650,6 @@ def test_a_plan_asks_for_nothing_and_names_every_table(
     assert "1 table into" in out
 
 
-@has_pipeline
 @pytest.mark.parametrize(
     ("flags", "code"),
     [
@@ -688,7 +674,6 @@ def test_what_keeps_a_run_from_starting_is_told_in_one_line(
     assert "Q7Q7" not in found.stdout + found.stderr
 
 
-@has_pipeline
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_ends_a_run_in_good_order(number: signal.Signals, code: int, folder: Path) -> None:
     with subprocess.Popen(
@@ -709,7 +694,6 @@ def test_a_signal_ends_a_run_in_good_order(number: signal.Signals, code: int, fo
     assert "Traceback" not in out + err
 
 
-@has_preflight
 def test_a_check_ends_in_the_remedy_of_what_is_wrong(folder: Path) -> None:
     found = call("check", "--set", "source.base_url=http://127.0.0.1:9", folder=folder)
 
