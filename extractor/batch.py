@@ -18,6 +18,7 @@ from extractor.schema import UTC_TIME
 
 __all__ = (
     "NULL_PARTITION",
+    "ROWS_MAX",
     "Buffer",
     "PartitionKey",
     "Stamp",

@@ -17,7 +17,7 @@ from extractor.compare import align, changed_columns, compare, union_schema
 from extractor.normal import canonical, json_value
 from extractor.schema import META_COLUMNS
 
-__all__ = ("Chunk", "RowChange", "Rows", "TableDiff", "change_schema", "chunks", "to_changes")
+__all__ = ("Chunk", "Part", "RowChange", "Rows", "TableDiff", "change_schema", "chunks", "to_changes")
 
 _ROWS_AT_ONCE = 4_096
 OPERATIONS = ("added", "removed", "changed")

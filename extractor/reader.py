@@ -60,6 +60,7 @@ __all__ = (
     "find_accounts",
     "gravest",
     "outcome_of",
+    "prepared",
     "read_all",
     "set_up",
     "user_agent",

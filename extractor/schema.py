@@ -37,6 +37,7 @@ __all__ = (
     "REDACTED",
     "RESCUED",
     "SECRET_VALUE",
+    "UTC_TIME",
     "Field",
     "TableSchema",
     "arrow_type",

@@ -73,6 +73,26 @@ def test_a_public_module_lists_its_names_in_a_sorted_tuple(module: str) -> None:
     assert len(names) == len(set(names))
 
 
+def test_what_one_module_takes_of_another_is_in_its_list() -> None:
+    trees = {module: ast.parse((PACKAGE / module).read_bytes()) for module in _public_modules()}
+    lists = {
+        f"extractor.{module.removesuffix('.py').replace('/', '.')}": ast.literal_eval(exported)
+        for module, tree in trees.items()
+        if (exported := _assigned(tree, "__all__")) is not None
+    }
+
+    unlisted = [
+        f"{node.module}.{alias.name}"
+        for tree in trees.values()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and node.module in lists
+        for alias in node.names
+        if alias.name not in lists[node.module]
+    ]
+
+    assert unlisted == []
+
+
 def test_every_name_that_the_package_exports_is_there() -> None:
     missing = [name for name in extractor.__all__ if not hasattr(extractor, name)]
 
