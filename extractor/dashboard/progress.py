@@ -61,6 +61,8 @@ class TableTally:
     status: str = ""
     place: int = 0
     """How many were finished before it."""
+    is_written: bool = True
+    """False of a table that is read only for those that hang on its rows."""
 
     @property
     def is_running(self) -> bool:
@@ -112,19 +114,24 @@ class Tally:
                 table.place = self.finished
                 table.status, table.rows = event.status, event.rows
             case RunStarted():
-                self.run_id, self.lake = event.run_id, event.lake
                 for name, account in event.tables:
                     self._of(name, account)
+                self.run_id, self.lake = event.run_id, event.lake
             case _:
                 pass
 
     @property
+    def written(self) -> list[TableTally]:
+        """The tables that the run is about."""
+        return [table for table in list(self.tables.values()) if table.is_written]
+
+    @property
     def rows(self) -> int:
-        return sum(table.rows for table in list(self.tables.values()))
+        return sum(table.rows for table in self.written)
 
     @property
     def finished(self) -> int:
-        return sum(bool(table.status) for table in list(self.tables.values()))
+        return sum(bool(table.status) for table in self.written)
 
     @property
     def elapsed_seconds(self) -> float:
@@ -156,7 +163,7 @@ class Tally:
         """All of it in one line."""
         parts = [
             _clock_text(self.elapsed_seconds),
-            f"{self.finished} of {_count(len(self.tables), 'table')}",
+            f"{self.finished} of {_count(len(self.written), 'table')}",
             f"{_count(self.requests, 'request')} ({self.speed})",
             _count(self.rows, "row"),
         ]
@@ -176,7 +183,8 @@ class Tally:
         return f"{self.requests_per_second:.1f}{permitted}/s"
 
     def _of(self, table: str, account: str) -> TableTally:
-        return self.tables.setdefault((table, account), TableTally())
+        # When the run began it named all that it will write.
+        return self.tables.setdefault((table, account), TableTally(is_written=not self.run_id))
 
     def _wait(self, pause_seconds: float, reason: str) -> None:
         until = self.clock() + pause_seconds

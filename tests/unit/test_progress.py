@@ -67,6 +67,20 @@ def test_rows_pages_and_finished_tables_are_counted() -> None:
     assert tally.tables["a", "default"].pages == 2
 
 
+def test_a_table_that_is_read_for_its_children_alone_counts_as_none_of_the_run() -> None:
+    tally = tally_of(
+        Watch(),
+        started("children"),
+        answered("parents"),
+        stored("parents", 30),
+        answered("children"),
+        stored("children", 4),
+        finished("children", "complete", 4),
+    )
+
+    assert tally.line().startswith("0:00, 1 of 1 table, 2 requests (2.0/s), 4 rows")
+
+
 def test_the_speed_is_that_of_the_last_ten_seconds() -> None:
     watch = Watch()
     tally = tally_of(watch, permitted_per_second=10.0)
