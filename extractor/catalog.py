@@ -14,17 +14,20 @@ import re
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, get_args
 from urllib.parse import urlsplit
 
 import msgspec
 
 from extractor.endpoint import (
+    Class,
     ColumnType,
     Endpoint,
+    Format,
     LinkPaging,
     ListType,
     MapType,
+    Method,
     NextUrlPaging,
     NoPaging,
     OffsetPaging,
@@ -32,8 +35,10 @@ from extractor.endpoint import (
     Parent,
     Scalar,
     StructType,
+    TimeFormat,
     TokenPaging,
     Window,
+    WindowBounds,
     read_endpoint,
 )
 from extractor.errors import ConfigError
@@ -141,7 +146,7 @@ def _read_excluded(table: object, file: str) -> Iterator[Excluded]:
                 raise ConfigError(f"{where} needs a path that starts with / and a reason")
 
 
-# The keys are looked at before `read_endpoint` does, because only here is the nearest valid one named.
+# Keys and words are looked at before `read_endpoint` does, because only here is the nearest valid one named.
 
 _ENDPOINT_KEYS = tuple(
     "class" if name == "class_" else name
@@ -157,6 +162,8 @@ _SYNC_KEYS = {
     "window": ("kind", *Window.__struct_fields__),
     "append": ("kind", "cursor", "mutable"),
 }
+_WORDS = {"method": get_args(Method), "format": get_args(Format), "class": get_args(Class)}
+_SYNC_WORDS = {"format": get_args(TimeFormat), "bounds": get_args(WindowBounds)}
 
 
 def _check_keys(name: str, table: object, file: str) -> None:
@@ -164,6 +171,7 @@ def _check_keys(name: str, table: object, file: str) -> None:
     if not isinstance(table, dict):
         raise ConfigError(f"{file}: {name} stands outside of any table")
     _refuse_unknown(table, _ENDPOINT_KEYS, where)
+    _refuse_other_words(table, _WORDS, where)
     _refuse_unknown(table.get("parent"), Parent.__struct_fields__, f"{where} parent")
     for key, known in (("paging", _PAGING_KEYS), ("sync", _SYNC_KEYS)):
         value = table.get(key)
@@ -175,6 +183,8 @@ def _check_keys(name: str, table: object, file: str) -> None:
                 f"{where} {key}: kind {kind!r} is none of {', '.join(known)}{_nearest(kind, known)}"
             )
         _refuse_unknown(value, known[kind], f"{where} {key}")
+        if key == "sync":
+            _refuse_other_words(value, _SYNC_WORDS, f"{where} sync")
 
 
 def _refuse_unknown(table: object, known: Sequence[str], where: str) -> None:
@@ -182,6 +192,14 @@ def _refuse_unknown(table: object, known: Sequence[str], where: str) -> None:
         for key in table:
             if key not in known:
                 raise ConfigError(f"{where}: {key!r} is no key of it{_nearest(key, known)}")
+
+
+def _refuse_other_words(table: Mapping[str, object], words: Mapping[str, Sequence[str]], where: str) -> None:
+    for key, known in words.items():
+        word = table.get(key, known[0])
+        if word not in known:
+            choices = ", ".join(choice for choice in known if choice)
+            raise ConfigError(f"{where}: {key} {word!r} is none of {choices}{_nearest(word, known)}")
 
 
 def _nearest(name: object, known: Iterable[str]) -> str:

@@ -18,12 +18,15 @@ from extractor.config import parse_duration
 from extractor.errors import ConfigError
 
 __all__ = (
+    "Class",
     "Column",
     "ColumnType",
     "Endpoint",
+    "Format",
     "LinkPaging",
     "ListType",
     "MapType",
+    "Method",
     "NextUrlPaging",
     "NoPaging",
     "OffsetPaging",
@@ -33,14 +36,19 @@ __all__ = (
     "Scalar",
     "StructType",
     "Sync",
+    "TimeFormat",
     "TokenPaging",
     "Window",
+    "WindowBounds",
     "parse_type",
     "read_endpoint",
 )
 
 Class = Literal["", "secret", "customer_data", "pii"]
 Format = Literal["json", "ndjson", "openmetrics", "log_archive", "binary"]
+Method = Literal["GET", "POST"]
+TimeFormat = Literal["epoch", "epoch_ms", "rfc3339", "date", "year_month"]
+WindowBounds = Literal["[)", "()", "[]", "(]"]
 
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,62}")
 _STEP = re.compile(r"[1-9]\d*[dwM]")
@@ -230,11 +238,11 @@ class Window(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     from_param: str
     to_param: str = ""
-    format: Literal["epoch", "epoch_ms", "rfc3339", "date", "year_month"] = "rfc3339"
+    format: TimeFormat = "rfc3339"
     start: str = ""
     step: str = ""
     lookback: str = "48h"
-    bounds: Literal["[)", "()", "[]", "(]"] = "[)"
+    bounds: WindowBounds = "[)"
     cursor: str = ""
     mutable: tuple[str, ...] = ()
     replace: bool = False
@@ -276,7 +284,7 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
 
     name: str
     path: str
-    method: Literal["GET", "POST"] = "GET"
+    method: Method = "GET"
     body: Mapping[str, object] | None = None
     params: tuple[tuple[str, str], ...] = ()
     format: Format = "json"
@@ -313,7 +321,7 @@ class _EndpointTable(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     """The TOML table as it stands in a file."""
 
     path: str
-    method: Literal["GET", "POST"] = "GET"
+    method: Method = "GET"
     body: dict[str, object] | None = None
     params: dict[str, str | int | bool] = {}
     format: Format = "json"

@@ -157,6 +157,26 @@ def test_a_file_with_a_value_beyond_what_can_be_read_is_named(value: str, write:
         ),
         ("paging = { kind = [] }", " paging: kind [] is none of none, token"),
         (
+            'format = "openmetric"',
+            (
+                ": format 'openmetric' is none of json, ndjson, openmetrics, log_archive, binary;"
+                " did you mean 'openmetrics'?"
+            ),
+        ),
+        (
+            'class = "secrets"',
+            ": class 'secrets' is none of secret, customer_data, pii; did you mean 'secret'?",
+        ),
+        ('method = "PUT"', ": method 'PUT' is none of GET, POST"),
+        (
+            'sync = { kind = "window", from_param = "after", format = "unix" }',
+            " sync: format 'unix' is none of epoch, epoch_ms, rfc3339, date, year_month",
+        ),
+        (
+            'sync = { kind = "window", from_param = "after", bounds = "[[" }',
+            " sync: bounds '[[' is none of [), (), [], (]",
+        ),
+        (
             'paging = { kind = "token", request_parm = "t", response_header = "H" }',
             " paging: 'request_parm' is no key of it; did you mean 'request_param'?",
         ),
