@@ -46,7 +46,7 @@ def query(lake: Lake, text: str, *, as_of: str | None = None) -> pa.Table:
     """
     for attempt in range(1, _ATTEMPTS + 1):
         entry = lake.entry(as_of)
-        with connect(lake, text, as_of=entry) as connection:
+        with _interruptible(), connect(lake, text, as_of=entry) as connection:
             try:
                 return _run(connection, text)
             except _errors() as error:
@@ -81,6 +81,17 @@ def connect(
             yield connection
         finally:
             connection.close()
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        # DuckDB takes Ctrl-C for itself, and tells of it in these words only.
+        if str(error) == "Query interrupted":
+            raise KeyboardInterrupt from error
+        raise
 
 
 def _run(connection: duckdb.DuckDBPyConnection, text: str) -> pa.Table:

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -333,6 +335,35 @@ def test_a_log_that_is_not_sound_ends_every_reader_in_one_line_and_changes_nothi
     assert (code, out, err.count("\n")) == (7, "", 1)
     assert re.search(told, err)
     assert {path: path.read_bytes() for path in Path(lake).rglob("*") if path.is_file()} == before
+
+
+def ticks_of(pid: int) -> int:
+    """How much a process has computed."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return int(fields[11])
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="this system does not tell of its processes")
+def test_a_query_that_is_interrupted_is_130(lake: str, tmp_path: Path) -> None:
+    endless = "SELECT count(*) FROM range(100000000) a, range(100000) b"
+    (tmp_path / "scratch").mkdir()
+
+    with subprocess.Popen(
+        [sys.executable, "-m", "extractor", "sql", endless, "--lake", lake],
+        env={**os.environ, "TMPDIR": str(tmp_path / "scratch")},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as child:
+        while not any((tmp_path / "scratch").iterdir()):
+            assert child.poll() is None
+        connected = ticks_of(child.pid)
+        while ticks_of(child.pid) < connected + 50:  # the query is all that takes so long
+            assert child.poll() is None
+        child.send_signal(signal.SIGINT)
+        out, err = child.communicate(timeout=60)
+
+    assert (child.returncode, out, err.strip()) == (130, "", "skysql-extract: interrupted")
 
 
 def test_without_duckdb_one_line_says_what_to_install(lake: str) -> None:
