@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Sequence
+import os
+import signal
+import socket
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from datetime import date, datetime
 from decimal import Decimal
 from math import isfinite
+from threading import Thread
 from typing import TYPE_CHECKING
 
 import click
 
 from extractor.cli.arguments import Arguments, verb
+from extractor.cli.failure import report_failure
 from extractor.cli.layout import count_text, table_text
+from extractor.cli.output import Output
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -20,6 +27,7 @@ if TYPE_CHECKING:
 __all__ = ("sql",)
 
 _DOUBLE_DIGITS = 2**53
+_PATIENCE_SECONDS = 2.0
 
 
 @verb(
@@ -42,7 +50,8 @@ def sql(arguments: Arguments, query: str, as_of: str | None) -> int:
     from extractor.integrations.duckdb import query as run_query
     from extractor.lake import Lake
 
-    found = run_query(Lake(uri), query, as_of=as_of)
+    with _ended_by_interrupt(arguments.output):
+        found = run_query(Lake(uri), query, as_of=as_of)
     names = _unique(found.schema.names)
     columns = [[_json_value(value, column.type) for value in column.to_pylist()] for column in found.columns]
     rows = list(zip(*columns, strict=True)) if columns else []
@@ -59,6 +68,37 @@ def sql(arguments: Arguments, query: str, as_of: str | None) -> int:
             f"{table_text(names, cells, numbers=numbers)}\n({count_text(len(rows), 'row')})"
         )
     return 0
+
+
+@contextmanager
+def _ended_by_interrupt(output: Output) -> Iterator[None]:
+    """End the process at Ctrl-C even where DuckDB, told to stop, waits for its own threads for ever."""
+    told, telling = socket.socketpair()
+    telling.setblocking(False)
+
+    def watch() -> None:
+        while numbers := told.recv(64):
+            if signal.SIGINT in numbers:
+                break
+        else:
+            return
+        told.settimeout(_PATIENCE_SECONDS)
+        with suppress(TimeoutError):
+            while told.recv(64):
+                pass
+            return
+        os._exit(report_failure(KeyboardInterrupt(), output))
+
+    with told, telling:
+        before = signal.set_wakeup_fd(telling.fileno(), warn_on_full_buffer=False)
+        watcher = Thread(target=watch, daemon=True)
+        watcher.start()
+        try:
+            yield
+        finally:
+            signal.set_wakeup_fd(before)
+            telling.close()
+            watcher.join()
 
 
 def _unique(names: Sequence[str]) -> list[str]:

@@ -355,13 +355,16 @@ def test_a_query_that_is_interrupted_is_130(lake: str, tmp_path: Path) -> None:
         stderr=subprocess.PIPE,
         text=True,
     ) as child:
-        while not any((tmp_path / "scratch").iterdir()):
-            assert child.poll() is None
-        connected = ticks_of(child.pid)
-        while ticks_of(child.pid) < connected + 50:  # the query is all that takes so long
-            assert child.poll() is None
-        child.send_signal(signal.SIGINT)
-        out, err = child.communicate(timeout=60)
+        try:
+            while not any((tmp_path / "scratch").iterdir()):
+                assert child.poll() is None
+            connected = ticks_of(child.pid)
+            while ticks_of(child.pid) < connected + 50:  # the query is all that takes so long
+                assert child.poll() is None
+            child.send_signal(signal.SIGINT)
+            out, err = child.communicate(timeout=60)
+        finally:
+            child.kill()
 
     assert (child.returncode, out, err.strip()) == (130, "", "skysql-extract: interrupted")
 
