@@ -12,6 +12,11 @@ from types import ModuleType, SimpleNamespace
 import aiohttp
 import aioresponses
 import pytest
+from hypothesis import HealthCheck, settings
+
+# How long an example takes says nothing of the program where machines are shared.
+settings.register_profile("shared", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("shared")
 
 TOP = Path(__file__).parents[1]
 

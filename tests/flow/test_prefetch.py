@@ -397,7 +397,7 @@ def worlds(draw: st.DrawFn, *, totals: int = 1, is_faulty: bool = True) -> World
     )
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(
     worlds(),
     st.integers(1, 20),
@@ -432,7 +432,7 @@ def chain_told(found: Read) -> tuple[object, ...]:
     return state.proof, state.pages, state.rows, state.total, state.notes, chain.failure, chain.undecoded
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     worlds(totals=5, is_faulty=False),
     st.integers(1, 20),
@@ -496,7 +496,7 @@ class Growing:
         )
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(
     st.sampled_from([PAGES, TOTAL, OFFSET]),
     st.integers(0, 30),

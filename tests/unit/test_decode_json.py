@@ -34,7 +34,6 @@ Row = dict[str, object]
 
 thorough = settings(
     max_examples=60,
-    deadline=None,
     suppress_health_check=list(HealthCheck),
     phases=(Phase.explicit, Phase.reuse, Phase.generate, Phase.shrink),
 )

@@ -432,7 +432,7 @@ PIECES = st.one_of(
 )
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     members=st.lists(
         st.lists(
@@ -642,7 +642,7 @@ def test_an_archive_cut_anywhere_is_refused_or_a_whole_one(body: bytes) -> None:
         assert end < 4 or rows == read(body), end
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(place=st.integers(0, len(DEFLATED) - 1), value=st.integers(0, 255))
 def test_an_archive_with_any_byte_changed_is_read_or_refused(place: int, value: int) -> None:
     body = bytearray(DEFLATED)

@@ -135,7 +135,7 @@ def rendered(draw: st.DrawFn, found: tuple[str, dict[str, str], float, int | Non
     return name + braces + draw(st.sampled_from([" ", "  "])) + number + time
 
 
-@settings(deadline=None, max_examples=80)
+@settings(max_examples=80)
 @given(st.data())
 def test_samples_written_as_text_are_read_back_equal(data: st.DataObject) -> None:
     samples = data.draw(st.lists(drawn_samples(), min_size=1, max_size=6))
@@ -180,7 +180,7 @@ def test_one_line_and_many_alike_get_the_same_judgement_of_their_time(time: str)
 FRAGMENTS = ("up", "a", "{", "}", '"', '"b"', "=", ",", " ", "1", "#", "\\", "1.5", "\t", "é")
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(
     st.lists(st.sampled_from(FRAGMENTS), max_size=9).map("".join), st.sampled_from(["", "up{a=", 'up{a="b"'])
 )

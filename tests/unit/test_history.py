@@ -7,7 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from extractor.compare import compare
@@ -101,7 +101,7 @@ def at(history: pa.Table, moment: datetime) -> dict[str, dict[str, Any]]:
     return {str(row["id"]): row for row in canonical(rows)}
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=15)
 @given(worlds=WORLDS, corrected=st.integers(1, 5))
 def test_what_is_told_of_generated_worlds_is_what_happened_in_them(
     worlds: list[World], corrected: int, nights: Any
@@ -140,7 +140,7 @@ def test_what_is_told_of_generated_worlds_is_what_happened_in_them(
             )
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=15)
 @given(worlds=WORLDS)
 def test_without_a_key_rows_are_added_or_removed_whole(worlds: list[World], nights: Any) -> None:
     past = nights(types=dict(TYPES), key=())

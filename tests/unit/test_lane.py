@@ -131,7 +131,7 @@ def ids(*numbers: int) -> str:
 # --- the order of pages -------------------------------------------------------------------------------------
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(1, 700_000)), min_size=1, max_size=12))
 def test_rows_reach_the_sink_in_the_order_in_which_pages_came(shapes: list[tuple[int, int]]) -> None:
     async def scene() -> Bench:
@@ -258,7 +258,7 @@ async def test_no_page_is_admitted_while_the_budget_is_used_up() -> None:
     assert (before, after, with_rows, admitted) == ([0, 1], [0, 1, 2], [0, 1, 2], [0, 1, 2, 3])
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.lists(st.integers(1, 400), min_size=1, max_size=30), st.integers(500, 3000))
 def test_what_is_held_never_exceeds_the_budget_by_more_than_the_page_last_admitted(
     sizes: list[int], size_bytes: int

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import anyio
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from extractor.schedule import Frontier, FrontierStatistics, drain
@@ -531,7 +531,6 @@ def test_an_attempt_that_raises_ends_the_run_and_gives_every_slot_back() -> None
     assert (slots.live, slots.peak) == (0, 3)
 
 
-@settings(deadline=None)
 @given(
     st.dictionaries(
         st.tuples(st.sampled_from("abc"), st.integers(0, 5)),

@@ -195,7 +195,7 @@ def test_without_a_key_or_without_rows_nothing_is_compared() -> None:
 keys = st.none() | st.integers(0, 4)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.lists(st.lists(st.tuples(keys, keys, st.integers(0, 1)), max_size=8), min_size=1, max_size=3),
     st.lists(st.tuples(keys, keys), max_size=4),
