@@ -2,7 +2,7 @@
 
 First one kill before each step of a commit that changes the disk, then kills at random instants over runs through
 every fault that the sandbox has. After each, readers by the log and by glob look at the lake; in the end its rows
-are the sandbox's. The last lines are the figures; the exit code is 1 if anything was wrong.
+are the sandbox's. The last line has the figures, also after Ctrl-C; the exit code is 1 if anything was wrong.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -130,6 +130,7 @@ def _one_lake(
 ) -> int:
     """Kill runs into one lake until one ends by itself; gives how many kills are left."""
     lake = driver.folder / "lake"
+    judged: tuple[int, dict[str, int]] | None = None
     while True:
         with driver.start() as child:
             try:
@@ -140,10 +141,13 @@ def _one_lake(
                 driver.kills.append(time.time())
                 left, findings.kills = left - 1, findings.kills + 1
                 where = f"kill {findings.kills}"
-                if Lake(str(lake)).log.newest() is not None:
+                newest = Lake(str(lake)).log.newest()
+                # To judge takes half a minute: what was judged before need only be there, whole.
+                if newest is not None and (seen := (newest.sequence, rows_by_table(lake))) != judged:
                     findings.note(
                         where, (f"{name} {told}" for name, told in site.judge(lake, is_growing=True).items())
                     )
+                    judged = seen
                 findings.note(where, seen_by_glob(lake))
                 print(f"{where}: {len(driver.answers)} answers", flush=True)
                 continue
@@ -156,6 +160,12 @@ def _one_lake(
         return left
 
 
+def rows_by_table(lake: Path) -> dict[str, int]:
+    """The rows of each table, all of them read."""
+    opened = Lake(str(lake))
+    return {name: opened.table(name).to_arrow().num_rows for name in sorted(set(opened.tables()))}
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="make soak")
     parser.add_argument("--kills", type=int, default=300)
@@ -166,7 +176,7 @@ def main() -> int:
     arguments = parser.parse_args()
     findings = Findings()
     begun = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="soak-") as folder:
+    with tempfile.TemporaryDirectory(prefix="soak-") as folder, suppress(KeyboardInterrupt):
         if not arguments.no_steps:
             at_each_step(Path(folder), findings)
         at_random(Path(folder), arguments, findings)
