@@ -214,7 +214,12 @@ MUTATIONS = (
         'if parent is not None and parent.status != "complete":',
         "if False:",
     ),
-    _one("a total that the server names is not compared", "settle.py", "came < total", "came < 0"),
+    _one(
+        "a total that the server names is not compared",
+        "settle.py",
+        "total is not None and came < total",
+        "total is not None and came < 0",
+    ),
     # memory
     _one(
         "pages are admitted whatever is held",
