@@ -177,6 +177,8 @@ class _Backfill(Run):
                 if not self._may_be_committed:
                     await self._executor.run(self._store.delete_folder, self._staging)
                 await self._executor.run(sign_of_life.release)
+                if not self._may_be_committed:
+                    await self._executor.run(self._withdraw)
             told = self._gravest(error)
             if told is error:
                 raise

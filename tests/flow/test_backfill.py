@@ -7,6 +7,7 @@ import json
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ import extractor
 from extractor.backfilling import backfill
 from extractor.commitlog import CommitLog
 from extractor.config import Config
-from extractor.errors import ConfigError
+from extractor.errors import AuthError, ConfigError
 from extractor.pipeline import World, extract
 from extractor.report import RunReport
 from extractor.sandbox import running
@@ -119,6 +120,17 @@ async def test_the_key_is_known_as_a_secret_before_anything_is_asked(tmp_path: P
         await backfill("notifications", config, start=NOW - timedelta(days=1), end=NOW, world=world)
 
     assert KEY["SKYSQL_API_KEY"] not in world.secrets.text(f"it said {KEY['SKYSQL_API_KEY']}")
+
+
+async def test_a_refused_key_leaves_nothing_of_a_new_lake(tmp_path: Path) -> None:
+    async with running(replace(options(first_day=FIRST_DAY, seed=3), keys=("another",))) as url:
+        config = configured(url, tmp_path / "lake")
+        world = World(clock=NightClock(NOW), chance=lambda: 0.5, environment=KEY)
+
+        with pytest.raises(AuthError):
+            await backfill("notifications", config, start=NOW - timedelta(days=1), end=NOW, world=world)
+
+    assert not (tmp_path / "lake").exists()
 
 
 async def test_a_backfill_that_was_cut_off_goes_on_with_the_windows_that_are_left(tmp_path: Path) -> None:
