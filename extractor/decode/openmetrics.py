@@ -66,15 +66,16 @@ _CLOSED = pa.array(["}", ",}"], pa.string())
 # No byte of UTF-8, so that joined names and values cannot run into each other.
 _SEPARATOR = b"\xff"
 
+# No group is possessive: up to Python 3.11.4 such a one may not match what it should.
 _SPACE = r"[ \t\v\f\r]"
 _NAME = r"[a-zA-Z_:][a-zA-Z0-9_:]*+"
 _KEY = r"[a-zA-Z_][a-zA-Z0-9_]*+"
-_QUOTED = r'"(?:[^"\\]|\\.)*+"'
+_QUOTED = r'"[^"\\]*+(?:\\.[^"\\]*+)*"'
 _SAMPLE = re.compile(
     rf"{_SPACE}*+(?P<name>{_NAME})"
-    rf"(?:{_SPACE}*+\{{(?P<labels>(?:[^\"{{}}]|{_QUOTED})*+)\}}{_SPACE}*+|{_SPACE}++)"
-    rf"(?P<value>[^ \t\v\f\r#]++)(?:{_SPACE}++(?P<time>[^ \t\v\f\r#]++))?+"
-    rf"{_SPACE}*+(?:(?<={_SPACE})\#{_SPACE}*+\{{.*+)?+",
+    rf"(?:{_SPACE}*+\{{(?P<labels>[^\"{{}}]*+(?:{_QUOTED}[^\"{{}}]*+)*)\}}{_SPACE}*+|{_SPACE}++)"
+    rf"(?P<value>[^ \t\v\f\r#]++)(?:{_SPACE}++(?P<time>[^ \t\v\f\r#]++))?"
+    rf"{_SPACE}*+(?:(?<={_SPACE})\#{_SPACE}*+\{{.*+)?",
     re.ASCII | re.DOTALL,
 )
 _PAIR = re.compile(
@@ -82,7 +83,7 @@ _PAIR = re.compile(
 )
 _HEAD_TOKEN = re.compile(rf"({_NAME}){_SPACE}*+\{{{_SPACE}*+({_KEY}){_SPACE}*+={_SPACE}*+", re.ASCII)
 _KEY_TOKEN = re.compile(rf"{_SPACE}*+,{_SPACE}*+({_KEY}){_SPACE}*+={_SPACE}*+", re.ASCII)
-_BARE_NAME = re.compile(rf"({_NAME})(?:\{{\}})?+", re.ASCII)
+_BARE_NAME = re.compile(rf"({_NAME})(?:\{{\}})?", re.ASCII)
 _TYPE = re.compile(rf"#{_SPACE}*+TYPE{_SPACE}++({_NAME}){_SPACE}++([^ \t\v\f\r]++)", re.ASCII)
 _NUMBER = re.compile(r"[-+]?(?:(?:\d+\.?\d*|\.\d+)(?:e[-+]?\d+)?|inf|infinity|nan)", re.ASCII | re.IGNORECASE)
 _NUMBER_FILTER = r"(?i)^[-+]?(?:(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:e[-+]?[0-9]+)?|inf|infinity|nan)$"
