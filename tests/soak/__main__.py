@@ -8,13 +8,17 @@ are the sandbox's. The last line has the figures, also after Ctrl-C; the exit co
 from __future__ import annotations
 
 import argparse
+import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -46,6 +50,21 @@ class Findings:
     again: int = 0
     kills: int = 0
     rounds: int = 0
+
+    guard: threading.Lock = field(default_factory=threading.Lock)
+
+    def begin(self) -> int:
+        """The number of one more lake."""
+        with self.guard:
+            self.rounds += 1
+            return self.rounds
+
+    def count(self, driver: Driver) -> None:
+        """What one lake gave in the end."""
+        with self.guard:
+            self.answers += len(driver.answers)
+            self.again += len(driver.again())
+            self.kills += len(driver.kills)
 
     def note(self, where: str, lines: Iterator[str]) -> None:
         for line in lines:
@@ -102,14 +121,64 @@ def at_each_step(folder: Path, findings: Findings) -> None:
 
 
 def at_random(folder: Path, arguments: argparse.Namespace, findings: Findings) -> None:
-    """Kills at random instants, over as many lakes as it takes."""
-    chance = random.Random(arguments.seed)
+    """Kills at random instants, over as many lakes as it takes, some of them at the same time."""
+    kills = Kills(arguments.kills)
+    with ThreadPoolExecutor(arguments.side) as pool:
+        sides = [pool.submit(_lakes, folder, arguments, kills, findings) for _ in range(arguments.side)]
+        try:
+            for side in as_completed(sides):
+                side.result()
+        except BaseException:
+            kills.stop()
+            raise
+
+
+class Kills:
+    """The kills that are left, and the children that are up: for all sides."""
+
+    def __init__(self, count: int) -> None:
+        self._left = count
+        self._guard = threading.Lock()
+        self._children: set[subprocess.Popen[bytes]] = set()
+        self.stopped = False
+
+    def any_left(self) -> bool:
+        return self._left > 0 and not self.stopped
+
+    def take(self) -> bool:
+        """One of them, if any is left."""
+        with self._guard:
+            taken = self._left > 0
+            self._left -= taken
+            return taken
+
+    @contextmanager
+    def watched(self, child: subprocess.Popen[bytes]) -> Iterator[None]:
+        """Ends this child when all stops."""
+        with self._guard:
+            self._children.add(child)
+            if self.stopped:
+                child.kill()
+        try:
+            yield
+        finally:
+            with self._guard:
+                self._children.discard(child)
+
+    def stop(self) -> None:
+        with self._guard:
+            self.stopped = True
+            for child in self._children:
+                child.kill()
+
+
+def _lakes(folder: Path, arguments: argparse.Namespace, kills: Kills, findings: Findings) -> None:
+    """One lake after the other, until no kill is left."""
     flags = [flag for kind, share in FAULTS.items() for flag in ("--fault", f"{kind}={share}")]
-    left = arguments.kills
-    while left > 0:
-        findings.rounds += 1
-        place = folder / f"round-{findings.rounds}"
-        with sandbox(*WORLD, *flags, "--seed", str(findings.rounds)) as site:
+    while kills.any_left():
+        number = findings.begin()
+        place = folder / f"round-{number}"
+        with sandbox(*WORLD, *flags, "--seed", str(number)) as site:
             driver = Driver(
                 place,
                 settings(
@@ -118,46 +187,58 @@ def at_random(folder: Path, arguments: argparse.Namespace, findings: Findings) -
                     limits__requests_per_second=arguments.rate,
                     limits__retry_seconds=900.0,
                 ),
+                is_apart=True,
             )
-            left = _one_lake(driver, site, chance, arguments.mean, left, findings)
-        findings.answers += len(driver.answers)
-        findings.again += len(driver.again())
+            try:
+                _one_lake(
+                    driver, site, random.Random(f"{arguments.seed}/{number}"), arguments.mean, kills, findings
+                )
+            finally:
+                findings.count(driver)
         shutil.rmtree(place)
 
 
 def _one_lake(
-    driver: Driver, site: Site, chance: random.Random, mean: float, left: int, findings: Findings
-) -> int:
-    """Kill runs into one lake until one ends by itself; gives how many kills are left."""
+    driver: Driver, site: Site, chance: random.Random, mean: float, kills: Kills, findings: Findings
+) -> None:
+    """Kill runs into one lake until one ends by itself."""
     lake = driver.folder / "lake"
+    name = driver.folder.name
     judged: tuple[int, dict[str, int]] | None = None
     while True:
-        with driver.start() as child:
+        with driver.start() as child, kills.watched(child):
             try:
-                _, complaint = child.communicate(timeout=chance.expovariate(1 / mean) if left > 0 else None)
+                lives = chance.expovariate(1 / mean) if kills.any_left() else None
+                _, complaint = child.communicate(timeout=lives)
             except subprocess.TimeoutExpired:
-                child.kill()
-                child.communicate()
-                driver.kills.append(time.time())
-                left, findings.kills = left - 1, findings.kills + 1
-                where = f"kill {findings.kills}"
-                newest = Lake(str(lake)).log.newest()
-                # To judge takes half a minute: what was judged before need only be there, whole.
-                if newest is not None and (seen := (newest.sequence, rows_by_table(lake))) != judged:
-                    findings.note(
-                        where, (f"{name} {told}" for name, told in site.judge(lake, is_growing=True).items())
-                    )
-                    judged = seen
-                findings.note(where, seen_by_glob(lake))
-                print(f"{where}: {len(driver.answers)} answers", flush=True)
-                continue
-        findings.note(
-            "end", iter(() if child.returncode == 0 else (f"exit {child.returncode}: {complaint!r}",))
-        )
-        findings.note("end", (f"{name} {told}" for name, told in site.judge(lake, is_growing=True).items()))
-        findings.note("end", seen_by_glob(lake))
-        findings.note("end", (f"{name} is missing" for name in sorted(site.lacking(lake))))
-        return left
+                if not kills.take():
+                    _, complaint = child.communicate()
+                else:
+                    child.kill()
+                    child.communicate()
+                    driver.kills.append(time.time())
+                    where = f"{name}, kill {len(driver.kills)}"
+                    newest = Lake(str(lake)).log.newest()
+                    # To judge takes half a minute: what was judged before need only be there, whole.
+                    if newest is not None and (seen := (newest.sequence, rows_by_table(lake))) != judged:
+                        findings.note(where, _judged(site, lake))
+                        judged = seen
+                    findings.note(where, seen_by_glob(lake))
+                    print(f"{where}: {len(driver.answers)} answers", flush=True)
+                    continue
+        if kills.stopped:
+            return
+        if child.returncode:
+            findings.note(name, iter((f"exit {child.returncode}: {complaint!r}",)))
+        findings.note(name, _judged(site, lake))
+        findings.note(name, seen_by_glob(lake))
+        findings.note(name, (f"{table} is missing" for table in sorted(site.lacking(lake))))
+        print(f"{name}: ended by itself after {len(driver.kills)} kills", flush=True)
+        return
+
+
+def _judged(site: Site, lake: Path) -> Iterator[str]:
+    return (f"{name} {told}" for name, told in site.judge(lake, is_growing=True).items())
 
 
 def rows_by_table(lake: Path) -> dict[str, int]:
@@ -172,8 +253,11 @@ def main() -> int:
     parser.add_argument("--mean", type=float, default=20.0, help="seconds between two kills, on average")
     parser.add_argument("--rate", type=float, default=50.0, help="requests a second")
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--side", type=int, default=os.cpu_count() or 1, help="lakes at the same time")
     parser.add_argument("--no-steps", action="store_true", help="leave out the steps of a commit")
     arguments = parser.parse_args()
+    # SIGTERM ends it as Ctrl-C does: with its figures, and with no process left behind.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     findings = Findings()
     begun = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="soak-") as folder, suppress(KeyboardInterrupt):

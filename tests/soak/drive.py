@@ -56,6 +56,8 @@ class Driver:
     folder: Path
     overrides: Mapping[str, Any]
     segment_bytes: int = 0
+    is_apart: bool = False
+    """The signals of the terminal do not come to the runs."""
     kills: list[float] = field(default_factory=list)
 
     def start(self, *, dies_at: int = 0) -> subprocess.Popen[bytes]:
@@ -77,6 +79,7 @@ class Driver:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
+            start_new_session=self.is_apart,
         )
 
     def run(self, **given: Any) -> tuple[int, str]:
