@@ -43,6 +43,8 @@ __all__ = ("FetchLimits", "Fetcher", "Request", "Response", "parse_date")
 _CHUNK_BYTES = 1 << 18
 _EXCERPT_BYTES = 2_000
 _LATE_SECONDS = 0.5
+# Two names of one encoding (RFC 9110, section 8.4.1.3).
+_GZIP = frozenset(("gzip", "x-gzip"))
 _CUT = "the body was cut or is not encoded as it says"
 
 
@@ -244,7 +246,7 @@ class Fetcher:
     ) -> StatusError:
         try:
             start = await answer.content.read(_EXCERPT_BYTES)
-            if headers.get("content-encoding", "").lower() == "gzip":
+            if _encoding(headers) in _GZIP:
                 start = next(Inflater().feed(start), b"")[:_EXCERPT_BYTES]
             excerpt = start.decode("utf-8", "replace")
         except (aiohttp.ClientError, TimeoutError, ValueError):
@@ -356,13 +358,16 @@ def _proxy_of_environment(base: str) -> tuple[URL | None, dict[str, str]]:
 
 def _inflater(headers: Mapping[str, str], request: Request) -> Inflater | None:
     """What unfolds the body; None where it is plain. Raises: NetworkError for an encoding nobody asked for."""
-    match headers.get("content-encoding", "").strip().lower():
-        case "" | "identity":
-            return None
-        case "gzip" | "x-gzip":
-            return Inflater()
-        case _:
-            raise NetworkError(f"{request.path}: the body is encoded in a way that was not asked for")
+    encoding = _encoding(headers)
+    if encoding in ("", "identity"):
+        return None
+    if encoding in _GZIP:
+        return Inflater()
+    raise NetworkError(f"{request.path}: the body is encoded in a way that was not asked for")
+
+
+def _encoding(headers: Mapping[str, str]) -> str:
+    return headers.get("content-encoding", "").strip().lower()
 
 
 def _plain_headers(headers: CIMultiDictProxy[str]) -> dict[str, str]:

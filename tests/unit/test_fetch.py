@@ -640,6 +640,18 @@ async def test_a_status_counts_though_the_body_behind_it_was_cut(body: bytes) ->
     assert (error.status, error.excerpt) == (403, body.decode())
 
 
+@pytest.mark.parametrize("encoding", ["gzip", "x-gzip", "GZIP"])
+async def test_what_an_error_says_is_unfolded(encoding: str) -> None:
+    async def answer(request: web.Request) -> web.Response:
+        return web.Response(status=403, body=gzip.compress(b"denied"), headers={"Content-Encoding": encoding})
+
+    async with serving(answer) as url:
+        error = await refusal(url, StatusError)
+
+    assert isinstance(error, StatusError)
+    assert error.excerpt == "denied"
+
+
 async def test_a_key_that_the_server_repeats_is_in_no_message() -> None:
     async def answer(request: web.Request) -> web.Response:
         return web.Response(status=401, text=f"no: {request.headers['X-API-Key']}")
