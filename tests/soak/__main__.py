@@ -50,7 +50,6 @@ class Findings:
     again: int = 0
     kills: int = 0
     rounds: int = 0
-
     guard: threading.Lock = field(default_factory=threading.Lock)
 
     def begin(self) -> int:
@@ -206,28 +205,28 @@ def _one_lake(
     name = driver.folder.name
     judged: tuple[int, dict[str, int]] | None = None
     while True:
+        is_killed = False
         with driver.start() as child, kills.watched(child):
+            lives = chance.expovariate(1 / mean) if kills.any_left() else None
             try:
-                lives = chance.expovariate(1 / mean) if kills.any_left() else None
                 _, complaint = child.communicate(timeout=lives)
             except subprocess.TimeoutExpired:
-                if not kills.take():
-                    _, complaint = child.communicate()
-                else:
+                if is_killed := kills.take():
                     child.kill()
-                    child.communicate()
-                    driver.kills.append(time.time())
-                    where = f"{name}, kill {len(driver.kills)}"
-                    newest = Lake(str(lake)).log.newest()
-                    # To judge takes half a minute: what was judged before need only be there, whole.
-                    if newest is not None and (seen := (newest.sequence, rows_by_table(lake))) != judged:
-                        findings.note(where, _judged(site, lake))
-                        judged = seen
-                    findings.note(where, seen_by_glob(lake))
-                    print(f"{where}: {len(driver.answers)} answers", flush=True)
-                    continue
+                _, complaint = child.communicate()
         if kills.stopped:
             return
+        if is_killed:
+            driver.kills.append(time.time())
+            where = f"{name}, kill {len(driver.kills)}"
+            newest = Lake(str(lake)).log.newest()
+            # To judge takes half a minute: what was judged before need only be there, whole.
+            if newest is not None and (seen := (newest.sequence, rows_by_table(lake))) != judged:
+                findings.note(where, _judged(site, lake))
+                judged = seen
+            findings.note(where, seen_by_glob(lake))
+            print(f"{where}: {len(driver.answers)} answers", flush=True)
+            continue
         if child.returncode:
             findings.note(name, iter((f"exit {child.returncode}: {complaint!r}",)))
         findings.note(name, _judged(site, lake))
