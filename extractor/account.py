@@ -113,11 +113,14 @@ class TableRun:
     is_settled: bool = False
     """True where this very run has committed the table before it was stopped, and no child needs its rows."""
     pointers: tuple[str, ...] = field(init=False)
+    is_counted: bool = field(init=False)
+    """True where rows must be counted before they are decoded."""
     key: frozenset[str] = field(init=False)
     """Of the key what stands in the answer; the rest is the parent's."""
 
     def __post_init__(self) -> None:
         self.pointers = pointers_of(self.endpoint)
+        self.is_counted = needs_row_count(self.endpoint)
         self.key = frozenset(self.endpoint.key) - {name for name, _ in self.endpoint.keep}
 
 
@@ -336,9 +339,7 @@ class AccountRun:
             headers=response.headers,
             facts=envelope.facts if envelope is not None else {},
             body=rows,
-            rows=len(msgspec.json.decode(rows, type=list[msgspec.Raw]))
-            if needs_row_count(table.endpoint)
-            else None,
+            rows=len(msgspec.json.decode(rows, type=list[msgspec.Raw])) if table.is_counted else None,
         )
         held = response if envelope is None else None
         if held is None:
@@ -386,7 +387,7 @@ class AccountRun:
             table.is_dormant = False
         chain.undecoded += 1
         if table.recorder is not None:
-            page = _told_of(page, table.endpoint, facts, is_last=following is None)
+            page = _told_of(page, table, facts, is_last=following is None)
         if resumed is not None:
             page = msgspec.structs.replace(page, places=resumed.places)
             chain.resumed = None
@@ -489,7 +490,7 @@ class AccountRun:
             chain = table.ledger.chains[name]
             asked = following
             if answer is not None and chain.chain.pages:
-                last = answer.facts.fingerprint if answer.facts and needs_row_count(table.endpoint) else None
+                last = answer.facts.fingerprint if answer.facts and table.is_counted else None
                 asked = following if last is None else answer.request
                 chain.resumed = Resumed(
                     pages=chain.chain.pages,
@@ -985,13 +986,12 @@ def _fingerprint(body: bytes | memoryview) -> bytes:
     return b"%d:%d" % (len(body), zlib.crc32(body))
 
 
-def _told_of(page: Page, endpoint: Endpoint, facts: PageFacts, *, is_last: bool) -> Page:
+def _told_of(page: Page, table: TableRun, facts: PageFacts, *, is_last: bool) -> Page:
     """The page with what the journal will be told of it."""
-    # Only a page that is named by its number will be compared; any other was no repetition when it came.
-    is_numbered = needs_row_count(endpoint)
     kept = Facts(
-        fingerprint=_fingerprint(facts.body) if is_numbered else b"%d" % page.request.page,
-        headers=paging_headers(endpoint, facts.headers),
+        # Only a page that is named by its number will be compared; any other was no repetition when it came.
+        fingerprint=_fingerprint(facts.body) if table.is_counted else b"%d" % page.request.page,
+        headers=paging_headers(table.endpoint, facts.headers),
         pointers=facts.facts,
         rows=facts.rows,
     )

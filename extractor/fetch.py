@@ -37,12 +37,12 @@ from extractor.errors import (
 )
 from extractor.inflate import Inflater
 from extractor.spool import spooling
+from extractor.watchdog import Watch, Watchdog
 
 __all__ = ("FetchLimits", "Fetcher", "Request", "Response", "parse_date")
 
 _CHUNK_BYTES = 1 << 18
 _EXCERPT_BYTES = 2_000
-_LATE_SECONDS = 0.5
 # Two names of one encoding (RFC 9110, section 8.4.1.3).
 _GZIP = frozenset(("gzip", "x-gzip"))
 _CUT = "the body was cut or is not encoded as it says"
@@ -149,6 +149,7 @@ class Fetcher:
         self._spool_folder = spool_folder
         self._user_agent = user_agent
         self._session: aiohttp.ClientSession | None = None
+        self._watchdog = Watchdog(idle_seconds=limits.idle_seconds, longest_seconds=limits.longest_seconds)
         self._proxy, self._proxy_headers = _proxy_of_environment(self._base)
         self.received_bytes = 0
 
@@ -156,11 +157,8 @@ class Fetcher:
         limits = self._limits
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=limits.connections, ttl_dns_cache=300, keepalive_timeout=75),
-            timeout=aiohttp.ClientTimeout(
-                total=limits.longest_seconds,
-                sock_connect=limits.connect_seconds,
-                sock_read=limits.idle_seconds,
-            ),
+            # The watchdog sees to the rest.
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=limits.connect_seconds),
             headers={"User-Agent": self._user_agent, "Accept": "*/*", "Accept-Encoding": "gzip"},
             cookie_jar=aiohttp.DummyCookieJar(),
             auto_decompress=False,
@@ -173,9 +171,11 @@ class Fetcher:
         )
         # Left to itself aiohttp sends a request again when a kept connection was reset: behind the limiter's back.
         self._session._retry_connection = False
+        self._watchdog.start()
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        self._watchdog.stop()
         if self._session is not None:
             await self._session.close()
 
@@ -187,8 +187,13 @@ class Fetcher:
             LakeError: a large body could not be kept on disk.
         """
         started = self._clock.monotonic()
+        watch = self._watchdog.begin()
         try:
-            return await self._follow(request, started)
+            return await self._follow(request, started, watch)
+        except asyncio.CancelledError:
+            if not watch.is_cause():
+                raise
+            raise NetworkError(f"{request.path}: {watch.reason}") from None
         except RequestError:
             raise
         except (aiohttp.ClientError, TimeoutError, ssl.SSLError, OSError) as error:
@@ -196,8 +201,10 @@ class Fetcher:
         except ValueError as error:
             # aiohttp quotes headers in its complaints: only the kind of error may be repeated.
             raise NetworkError(f"{request.path}: the answer is no HTTP ({type(error).__name__})") from None
+        finally:
+            self._watchdog.end(watch)
 
-    async def _follow(self, request: Request, started: float) -> Response:
+    async def _follow(self, request: Request, started: float, watch: Watch) -> Response:
         url = self._base + request.path
         query = request.query
         for _ in range(self._limits.redirects + 1):
@@ -211,13 +218,14 @@ class Fetcher:
                 proxy_headers=self._proxy_headers,
                 allow_redirects=False,
             ) as answer:
+                watch.hear()
                 headers = _plain_headers(answer.headers)
                 if answer.status in (301, 302, 303, 307, 308) and "location" in headers:
                     url, query = self._redirected(url, headers["location"], request), ()
                     continue
                 if not 200 <= answer.status < 300:
-                    raise await self._status_error(answer, headers, request)
-                body = await self._receive(answer, headers, request)
+                    raise await self._status_error(answer, headers, request, watch)
+                body = await self._receive(answer, headers, request, watch)
                 now = self._clock.monotonic()
                 return Response(
                     status=answer.status,
@@ -242,10 +250,13 @@ class Fetcher:
         return target
 
     async def _status_error(
-        self, answer: aiohttp.ClientResponse, headers: Mapping[str, str], request: Request
+        self, answer: aiohttp.ClientResponse, headers: Mapping[str, str], request: Request, watch: Watch
     ) -> StatusError:
         try:
-            start = await answer.content.read(_EXCERPT_BYTES)
+            # The status counts, also where nothing follows it: the watchdog stays quiet.
+            watch.rest()
+            async with asyncio.timeout(self._limits.idle_seconds):
+                start = await answer.content.read(_EXCERPT_BYTES)
             if _encoding(headers) in _GZIP:
                 start = next(Inflater().feed(start), b"")[:_EXCERPT_BYTES]
             excerpt = start.decode("utf-8", "replace")
@@ -255,33 +266,31 @@ class Fetcher:
         return StatusError(message, status=answer.status, headers=headers, excerpt=excerpt)
 
     async def _receive(
-        self, answer: aiohttp.ClientResponse, headers: Mapping[str, str], request: Request
+        self, answer: aiohttp.ClientResponse, headers: Mapping[str, str], request: Request, watch: Watch
     ) -> _Body:
         inflater = _inflater(headers, request)
         body = _Body(self._limits.spool_bytes, self._spool_folder, request.path)
-        longest = self._limits.idle_seconds + _LATE_SECONDS
-        silence = asyncio.timeout(longest)
         try:
-            async with silence:
-                while chunk := await answer.content.readany():
-                    silence.reschedule(asyncio.get_running_loop().time() + longest)
-                    if inflater is None:
-                        self._take(chunk, body, request)
-                        continue
-                    for piece in inflater.feed(chunk):
-                        self._take(piece, body, request)
+            while chunk := await answer.content.readany():
+                watch.hear()
+                if inflater is None:
+                    self._take(chunk, body, request)
+                    continue
+                for piece in inflater.feed(chunk):
+                    self._take(piece, body, request)
             if inflater is not None:
                 inflater.end()
             return body
         except ValueError:
             body.discard()
             raise NetworkError(f"{request.path}: {_CUT}") from None
-        except TimeoutError:
+        except asyncio.CancelledError:
             body.discard()
-            if not silence.expired():
-                raise
+            connection = answer.connection
             # aiohttp ends a connection on which a chunk makes no sense, and tells nobody who waits for its body.
-            raise aiohttp.ClientResponseError(answer.request_info, answer.history) from None
+            if watch.reason and (connection is None or connection.transport is None):
+                watch.reason = "the answer is no HTTP (ClientResponseError)"
+            raise
         except BaseException:
             body.discard()
             raise
@@ -393,10 +402,6 @@ def _translate(error: Exception, request: Request) -> RequestError:
             what = f"the proxy refused the connection (status {error.status})"
         case aiohttp.ClientConnectorError():
             what = f"no connection ({_reason(error.os_error)})"
-        case aiohttp.ServerTimeoutError():
-            what = "no byte within limits.idle_seconds"
-        case TimeoutError():
-            what = "no whole answer within limits.retry_seconds"
         case aiohttp.ClientPayloadError():
             what = _CUT
         case aiohttp.ServerDisconnectedError() | aiohttp.ClientOSError() | ConnectionError():

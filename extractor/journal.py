@@ -275,18 +275,21 @@ class Journal:
                 self._due.set()
 
     async def keep(self, clock: Clock, hurry: Callable[[], None]) -> None:
-        """Save now and then, for ever; `hurry` is called each time, so that no answer waits to be decoded."""
+        """Save now and then, for ever; `hurry` is called now and then, so that no answer waits to be decoded."""
+        hurried_at = clock.monotonic()
         while True:
-            await self._next_turn(clock)
-            hurry()
+            await self._next_turn(clock, hurried_at + _BETWEEN_SECONDS)
+            if clock.monotonic() >= hurried_at + _BETWEEN_SECONDS:
+                hurried_at = clock.monotonic()
+                hurry()
             await self.save()
 
-    async def _next_turn(self, clock: Clock) -> None:
+    async def _next_turn(self, clock: Clock, latest: float) -> None:
         due = self._due
         async with anyio.create_task_group() as tasks:
 
             async def alarm() -> None:
-                await clock.sleep_until(clock.monotonic() + _BETWEEN_SECONDS)
+                await clock.sleep_until(latest)
                 tasks.cancel_scope.cancel()
 
             tasks.start_soon(alarm)

@@ -245,7 +245,8 @@ class Lane:
         self._is_eager = is_eager
         self._recorder = recorder
         self._recall = recall
-        self._is_hurried = False
+        self._hurried = 0
+        """How many pages at the head of the queue do not wait for others."""
         self._counted = 0
         self._queue: deque[Page] = deque()
         self._queued_bytes = 0
@@ -262,17 +263,18 @@ class Lane:
         self._budget.take_body(page.size_bytes)
         self._queue.append(page)
         self._queued_bytes += page.size_bytes
-        self._is_hurried = self._is_hurried or self._is_eager or page.response is not None
+        if self._is_eager or page.response is not None:
+            self._hurried = len(self._queue)
         self._start()
 
     def hurry(self) -> None:
-        """Decode what there is: nothing more is on its way."""
-        self._is_hurried = bool(self._queue)
+        """Decode what there is, without waiting for more."""
+        self._hurried = len(self._queue)
         self._start()
 
     @property
     def _is_due(self) -> bool:
-        return bool(self._queue) and (self._is_hurried or self._queued_bytes >= self._budget.group_bytes)
+        return self._hurried > 0 or (bool(self._queue) and self._queued_bytes >= self._budget.group_bytes)
 
     def _start(self) -> None:
         if self._is_due and not self.is_running:
@@ -290,7 +292,6 @@ class Lane:
                     self._encoded = anyio.Event()
                     self._spawn(self._encode)
                 await self._budget.relieve()
-                self._is_hurried = self._is_hurried and bool(self._queue)
         finally:
             self.is_running = False
 
@@ -330,6 +331,7 @@ class Lane:
             pages.append(self._queue.popleft())
             size += pages[-1].size_bytes
         self._queued_bytes -= size
+        self._hurried = max(0, self._hurried - len(pages))
         return pages
 
     async def _handle(self, pages: Sequence[Page]) -> None:

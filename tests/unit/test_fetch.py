@@ -594,6 +594,28 @@ async def test_a_slow_answer_is_no_stalled_one() -> None:
     assert response.read() == b"x" * pieces
 
 
+async def test_an_answer_that_never_ends_is_given_up_in_time() -> None:
+    async def handler(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(head(CHUNKED))
+        while not writer.is_closing():
+            writer.write(b"1\r\nx\r\n")
+            await writer.drain()
+            await asyncio.sleep(0.01)  # it is never silent
+
+    async with speaking(handler) as url:
+        error = await refusal(url, NetworkError, idle_seconds=5, longest_seconds=0.2)
+
+    assert error.message == "/v1/ships: no whole answer within limits.retry_seconds"
+
+
+async def test_who_is_cancelled_while_nothing_comes_is_cancelled() -> None:
+    async with speaking(saying(end="stall")) as url, fetching(url, idle_seconds=5) as fetcher:
+        with anyio.move_on_after(0.1) as scope:
+            await fetcher.fetch(get())
+
+    assert scope.cancelled_caught
+
+
 async def test_a_body_that_ends_with_its_connection_is_taken_as_it_came() -> None:
     async with speaking(saying(head("Connection: close"), b"whole")) as url, fetching(url) as fetcher:
         response = await fetcher.fetch(get())
