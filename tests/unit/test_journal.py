@@ -296,6 +296,7 @@ async def decode(clock: VirtualClock, kept: Journal, encoded: bytes) -> None:
 async def test_a_segment_is_put_at_once_when_it_is_full_and_no_more_than_two_are_held() -> None:
     store = MemoryStore()
     clock = VirtualClock()
+    hurries: list[float] = []
     kept = Journal(store, ORIGIN, generation=0, executor=InlineExecutor(), memory_bytes=16 * 1000)
     added = 0
 
@@ -309,10 +310,11 @@ async def test_a_segment_is_put_at_once_when_it_is_full_and_no_more_than_two_are
         tasks.start_soon(add_many)
         await clock.advance(1)
         held = added
-        tasks.start_soon(kept.keep, clock, lambda: None)
+        tasks.start_soon(kept.keep, clock, lambda: hurries.append(clock.monotonic()))
         await clock.advance(1)
         tasks.cancel_scope.cancel()
 
     assert held == 5
     assert kept.is_begun
     assert added == 12
+    assert hurries == []  # small calls of the decoder cost more, and there was no need yet

@@ -181,6 +181,22 @@ async def test_pages_nobody_waits_for_are_decoded_when_there_are_enough_or_no_mo
     assert (bench.shelf.ids, bench.works) == ([1, 2, 3], [])
 
 
+async def test_hurry_is_for_the_pages_that_are_there_not_for_those_that_come_meanwhile() -> None:
+    bench = Bench(is_eager=False)
+    bench.lane.put(page("/1", ids(1)))
+    bench.lane.hurry()
+    bench.lane.put(page("/2", ids(2), size_bytes=1 << 20))  # not in one call with the first
+    bench.lane.put(page("/3", ids(3)))
+    await bench.work()
+
+    assert bench.pages == [("/1", 1), ("/2", 1)]
+
+    bench.lane.hurry()
+    await bench.work()
+
+    assert bench.pages[2:] == [("/3", 1)]
+
+
 async def test_row_groups_are_written_while_pages_are_decoded_one_ahead_at_most() -> None:
     bench = Bench(budget=Budget(1 << 40), shelf=Shelf(full_bytes=8))
     async with anyio.create_task_group() as group:
