@@ -350,7 +350,7 @@ class Recorder:
         received_at: pa.Array | None,
         drift: Iterable[Drift] = (),
     ) -> bytes:
-        """A record, for `add`; meant for a thread, one call at a time."""
+        """A record, for `add`; meant for a thread. Calls may overlap while the schema stays the same."""
         is_new = self._told is not schema and not _is_same(self._told, schema)
         head = Head(
             table=self._table,

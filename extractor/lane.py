@@ -1,16 +1,18 @@
 """The way of one table's pages from fetched body to data file.
 
-A lane decodes the pages of its table in the order of their chains, several at a time, off the event loop, and hands
-them to the table's writer, whose row groups are encoded while the next pages are decoded. It waits until enough
-pages are there for one call of the decoder, unless nothing else is to come. What it holds is counted in the run's
-one memory budget.
+A lane decodes the pages of its table several at a time, off the event loop, and hands their rows, in the order of
+their chains, to the table's writer, whose row groups are encoded while the next pages are decoded. It waits until
+enough pages are there for one call of the decoder, unless nothing else is to come, and makes the next call ahead of
+its turn where the schema is not likely to change. What it holds is counted in the run's one memory budget.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import tempfile
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from itertools import groupby
 from pathlib import Path
@@ -51,6 +53,8 @@ __all__ = (
 )
 
 _GROUP_BYTES = 1 << 20
+_CALLS = 2
+"""Calls of the decoder for one table at a time, at most: there are no more threads."""
 _HELD_BYTES = 8 << 20
 
 P = ParamSpec("P")
@@ -178,6 +182,17 @@ class DecodeBounds(msgspec.Struct, frozen=True, kw_only=True):
     archive_ratio: float
 
 
+@dataclass(slots=True)
+class _Call:
+    """One call of the decoder: its pages, the schema it was made with, and what came of it."""
+
+    pages: Sequence[Page]
+    schema: TableSchema
+    ended: anyio.Event = dataclasses.field(default_factory=anyio.Event)
+    result: tuple[Decoded, list[Part], bytes] | None = None
+    failure: RequestError | DriftRefused | None = None
+
+
 class Sink(Protocol):
     """Where decoded rows go: a table's writer, or whoever streams them.
 
@@ -204,7 +219,7 @@ class Spawn(Protocol):
 
 
 class Lane:
-    """The pages of one table of one account, decoded in order by one task at a time.
+    """The pages of one table of one account, whose rows one task at a time hands on in order.
 
     `on_page` is called for each page with its number of rows, once they are with the sink, and with the rows
     themselves (JSON only) if `is_eager`: others wait for them, so that pages are decoded as they come. `on_failure`
@@ -247,6 +262,8 @@ class Lane:
         self._recall = recall
         self._hurried = 0
         """How many pages at the head of the queue do not wait for others."""
+        self._is_steady = False
+        """True while the decoder gives back the schema that it was given."""
         self._counted = 0
         self._queue: deque[Page] = deque()
         self._queued_bytes = 0
@@ -283,16 +300,21 @@ class Lane:
 
     async def _work(self) -> None:
         """Decode until no more is due."""
-        try:
-            while self._is_due:
-                await self._handle(self._next_pages())
+        calls: deque[_Call] = deque()
+        async with anyio.create_task_group() as tasks:
+            while calls or self._is_due:
+                while self._is_due and len(calls) < (_CALLS if self._is_steady else 1):
+                    calls.append(_Call(self._next_pages(), self.schema))
+                    if calls[-1].pages[0].response is None:
+                        tasks.start_soon(self._make, calls[-1])
+                await self._handle(calls.popleft())
                 if self.sink.is_full:
                     # At most one row group ahead of the encoder.
                     await self._until_encoded()
                     self._encoded = anyio.Event()
                     self._spawn(self._encode)
                 await self._budget.relieve()
-        finally:
+            # Before the end of the group, which waits: who puts a page meanwhile starts another.
             self.is_running = False
 
     async def flush(self) -> None:
@@ -334,12 +356,13 @@ class Lane:
         self._hurried = max(0, self._hurried - len(pages))
         return pages
 
-    async def _handle(self, pages: Sequence[Page]) -> None:
+    async def _handle(self, call: _Call) -> None:
+        pages = call.pages
         try:
             if pages[0].places:
                 await self.restore(pages[0].request.window, pages[0].places)
             if pages[0].response is None:
-                await self._handle_json(pages)
+                await self._take(call)
             else:
                 await self._handle_stream(pages[0], pages[0].response)
         finally:
@@ -349,25 +372,45 @@ class Lane:
                 if page.response is not None:
                     page.response.discard()
 
-    async def _handle_json(self, pages: Sequence[Page]) -> None:
+    async def _make(self, call: _Call) -> None:
+        """Decode the pages of a call."""
         try:
-            decoded, parts, encoded = await self._executor.run(self._decode, pages, self.schema)
+            call.result = await self._executor.run(self._decode, call.pages, call.schema)
         except (RequestError, DriftRefused) as failure:
-            if len(pages) == 1:
-                self._on_failure(pages[0], failure)
-            else:  # find the page that is to blame
-                for page in pages:
-                    await self._handle_json([page])
+            call.failure = failure
+        call.ended.set()
+
+    async def _take(self, call: _Call) -> None:
+        """Take the rows of a call whose turn has come."""
+        await call.ended.wait()
+        if call.schema is not self.schema:  # the one before it has learnt something
+            call = _Call(call.pages, self.schema)
+            await self._make(call)
+        if call.result is None:
+            await self._fail(call)
             return
+        decoded, parts, encoded = call.result
         self.schema = decoded.schema
+        self._is_steady = decoded.is_fast and decoded.schema is call.schema
         self._on_drift(decoded.drift)
         if self._recorder is not None:
             await self._recorder.add(encoded)
         await self.sink.take(parts)
         offset = 0
-        for page, length in zip(pages, decoded.lengths, strict=True):
+        for page, length in zip(call.pages, decoded.lengths, strict=True):
             self._on_page(page, decoded.batch.slice(offset, length) if self._is_eager else None, length)
             offset += length
+
+    async def _fail(self, call: _Call) -> None:
+        """Find the page that is to blame, and take the others."""
+        assert call.failure is not None
+        if len(call.pages) == 1:
+            self._on_failure(call.pages[0], call.failure)
+            return
+        for page in call.pages:
+            alone = _Call([page], self.schema)
+            await self._make(alone)
+            await self._take(alone)
 
     def _decode(self, pages: Sequence[Page], schema: TableSchema) -> tuple[Decoded, list[Part], bytes]:
         """The rows of pages, with the values of their parents, by window too, and as the journal keeps them."""

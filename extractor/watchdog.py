@@ -1,4 +1,4 @@
-"""One timer for all attempts: ends those on which nothing is heard for too long, and those that last too long.
+"""One timer for all attempts: ends those whose answer does not begin, stops, or does not end.
 
 aiohttp sets a timer for each request and another for each read; together they cost as much as sending the request.
 """
@@ -18,7 +18,7 @@ _LONGEST_PAUSE_SECONDS = 1.0
 class Watch:
     """One attempt of the task that began it."""
 
-    __slots__ = ("_cancelling", "_is_ended", "_loop", "_task", "began", "heard", "reason")
+    __slots__ = ("_cancelling", "_is_ended", "_loop", "_task", "began", "heard", "is_answered", "reason")
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         task = asyncio.current_task(loop)
@@ -28,11 +28,13 @@ class Watch:
         self._cancelling = task.cancelling()
         self._is_ended = False
         self.began = self.heard = loop.time()
+        self.is_answered = False
         self.reason = ""
         """Why the attempt was ended, for people; empty while it was not."""
 
     def hear(self) -> None:
-        """Something came."""
+        """The head of an answer came, or something of its body."""
+        self.is_answered = True
         self.heard = self._loop.time()
 
     def rest(self) -> None:
@@ -87,7 +89,8 @@ class Watchdog:
         now = self._loop.time()
         for watch in self._watches:
             if now - watch.heard >= self._idle_seconds:
-                watch.end("no byte within limits.idle_seconds")
+                what = "byte" if watch.is_answered else "answer"
+                watch.end(f"no {what} within limits.idle_seconds")
             elif now - watch.began >= self._longest_seconds:
                 watch.end("no whole answer within limits.retry_seconds")
         self._timer = self._loop.call_later(self._pause_seconds, self._look)

@@ -396,7 +396,8 @@ def _may_hold_secret(column: pa.Array) -> bool:
 
 def _may_exceed_powers(body: bytes) -> bool:
     """False if no decimal of the text surely has more digits after its point than Arrow has powers of ten."""
-    has_exponent = b"e-" in body or (b"E" in body and b"E-" in body)
+    # RE2 is the faster one, and frees the interpreter's lock.
+    has_exponent = _matches(body, "e-") or (b"E" in body and b"E-" in body)
     return (
         (has_exponent and _matches(body, _FINE_EXPONENT))
         or _matches(body, _LONG_FRACTION)

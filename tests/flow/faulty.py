@@ -266,6 +266,7 @@ A_BIT_DEEP = b'[{"id":2,"deep":' + b"[" * 65 + b"]" * 65 + b"}]"
 
 RESET = "the connection was reset"
 CUT = "the body was cut or is not encoded as it says"
+MUTE = "no answer within limits.idle_seconds"
 IDLE = "no byte within limits.idle_seconds"
 SLOW = "no whole answer within limits.retry_seconds"
 NO_HTTP = "the answer is no HTTP (ClientResponseError)"
@@ -278,8 +279,8 @@ CONNECTION = (
     again("reset-in-head", "… within the headers", saying(b"HTTP/1.1 200 OK\r\nX-A", end="reset"), RESET),
     again("reset-in-body", "… within the body", saying(head(JSON, LENGTH), b"[", end="reset"), CUT),
     again("closed", "the connection is closed without an answer", saying(), RESET),
-    again("stall", "no answer comes", saying(end="stall"), IDLE),
-    again("stall-in-head", "the headers stop half-way", saying(b"HTTP/1.1 200", end="stall"), IDLE),
+    again("stall", "no answer comes", saying(end="stall"), MUTE),
+    again("stall-in-head", "the headers stop half-way", saying(b"HTTP/1.1 200", end="stall"), MUTE),
     again("stall-in-body", "the body stops half-way", saying(head(JSON, LENGTH), b"[", end="stall"), IDLE),
     harmless(
         "slow-drip",
@@ -298,7 +299,7 @@ CONNECTION = (
         "drip-in-head",
         "headers that drip without end",
         dripping(b"HTTP/1.1 200 OK\r\nX-Slow: ", drip=b"x"),
-        SLOW,
+        MUTE,
         because=TOO_LATE,
         settings=SOON,
     ),
@@ -308,7 +309,7 @@ SOURCE = (
     again(
         "refused", "nobody listens", saying(), "no connection (Connection refused)", code=10, origin="NOBODY"
     ),
-    again("silence", "somebody listens, and no answer ever comes", saying(end="stall"), IDLE, code=10),
+    again("silence", "somebody listens, and no answer ever comes", saying(end="stall"), MUTE, code=10),
     again("no-tls", "the source does not speak TLS", saying(), TLS, code=10, origin="HTTPS"),
     again("certificate", "nobody vouches for its certificate", answering(ROW), TLS, code=10, origin="TLS"),
     again(
@@ -434,7 +435,7 @@ HTTP = (
         "continue-without-end",
         "100 again and again",
         dripping(b"", drip=head(status="100 Continue")),
-        SLOW,
+        MUTE,
         because=TOO_LATE,
         settings=SOON,
     ),

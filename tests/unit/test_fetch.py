@@ -547,20 +547,20 @@ async def test_an_answer_that_is_not_whole_is_a_fault_of_the_network(handler: Ha
 
 
 @pytest.mark.parametrize(
-    "handler",
+    ("handler", "missing"),
     [
-        saying(end="stall"),
-        saying(b"HTTP/1.1 200", end="stall"),
-        saying(head(LENGTH), end="stall"),
-        saying(head(LENGTH), b"x" * 500, end="stall"),
-        saying(head(CHUNKED), b"5\r\nhello\r\n", end="stall"),
+        (saying(end="stall"), "answer"),
+        (saying(b"HTTP/1.1 200", end="stall"), "answer"),
+        (saying(head(LENGTH), end="stall"), "byte"),
+        (saying(head(LENGTH), b"x" * 500, end="stall"), "byte"),
+        (saying(head(CHUNKED), b"5\r\nhello\r\n", end="stall"), "byte"),
     ],
 )
-async def test_an_answer_that_stalls_is_given_up_after_the_idle_time(handler: Handler) -> None:
+async def test_an_answer_that_stalls_is_given_up_after_the_idle_time(handler: Handler, missing: str) -> None:
     async with speaking(handler) as url:
         error = await refusal(url, NetworkError, idle_seconds=0.1)
 
-    assert error.message == "/v1/ships: no byte within limits.idle_seconds"
+    assert error.message == f"/v1/ships: no {missing} within limits.idle_seconds"
 
 
 async def test_a_chunk_that_makes_no_sense_is_told_also_when_it_comes_late() -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from extractor.watchdog import Watch, Watchdog
 
-SILENT = "no byte within limits.idle_seconds"
+SILENT = "no answer within limits.idle_seconds"
 
 
 @asynccontextmanager

@@ -287,7 +287,7 @@ class Server:
             raise NetworkError(f"{request.path}: the connection was reset")
         if chance.random() < moods.timeout:
             await self.clock.sleep(limits.idle_seconds)
-            raise NetworkError(f"{request.path}: no byte within limits.idle_seconds")
+            raise NetworkError(f"{request.path}: no answer within limits.idle_seconds")
         answer = self._decide(request, table)
         self._check_power()
         self.trace.add(f"answers {answer.status} {len(answer.body)} bytes to {request.path} {request.query}")
