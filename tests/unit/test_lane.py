@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import zipfile
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
@@ -86,6 +87,7 @@ class Bench:
     drift: list[Drift] = field(default_factory=list)
     is_eager: bool = True
     works: list[Callable[[], Coroutine[Any, Any, None]]] = field(default_factory=list)
+    spawn: Callable[[Callable[[], Coroutine[Any, Any, None]]], object] | None = None
 
     def __post_init__(self) -> None:
         self.lane = Lane(
@@ -99,7 +101,7 @@ class Bench:
             on_page=lambda page, batch, rows: self.pages.append((page.request.path, rows)),
             on_failure=lambda page, failure: self.failures.append((page.request.path, type(failure))),
             on_drift=self.drift.extend,
-            spawn=self.works.append,
+            spawn=lambda work: (self.spawn or self.works.append)(work),
             is_eager=self.is_eager,
         )
 
@@ -150,6 +152,72 @@ def test_rows_reach_the_sink_in_the_order_in_which_pages_came(shapes: list[tuple
     assert bench.pages == [(f"/{number}", rows) for number, (rows, _) in enumerate(shapes)]
     assert (bench.budget.bodies, bench.budget.rows) == (0, bench.shelf.buffered_bytes)
     assert not bench.lane.is_running
+
+
+class YieldingExecutor:
+    """Work that others overtake: each call lets them run so many times first, as drawn."""
+
+    def __init__(self, yields: Sequence[int]) -> None:
+        self._yields = itertools.cycle(yields)
+        self.now = self.most = 0
+
+    async def run(self, work: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+        self.now += 1
+        self.most = max(self.most, self.now)
+        for _ in range(next(self._yields)):
+            await anyio.lowlevel.checkpoint()
+        self.now -= 1
+        return work(*args, **kwargs)
+
+
+ANY_PAGE = st.tuples(
+    st.sampled_from(("ids", "named", "broken")), st.sampled_from((1, 1 << 19, 1 << 20)), st.integers(0, 9)
+)
+
+
+@settings(max_examples=60)
+@given(st.lists(ANY_PAGE, min_size=1, max_size=12), st.lists(st.integers(0, 9), min_size=1, max_size=5))
+def test_whatever_is_decoded_ahead_each_page_is_taken_once_and_in_order(
+    shapes: list[tuple[str, int, int]], yields: list[int]
+) -> None:
+    texts = {
+        "ids": ids,
+        "named": lambda number: f'[{{"id":{number},"n{number}":"x"}}]',
+        "broken": lambda _: "[1]",
+    }
+
+    async def scene() -> Bench:
+        bench = Bench(executor=YieldingExecutor(yields), is_eager=False)
+        async with anyio.create_task_group() as tasks:
+            bench.spawn = tasks.start_soon
+            for number, (kind, size, pause) in enumerate(shapes):
+                bench.lane.put(page(f"/{number}", texts[kind](number), size_bytes=size))
+                for _ in range(pause):
+                    await anyio.lowlevel.checkpoint()
+            bench.lane.hurry()
+        return bench
+
+    bench = anyio.run(scene)
+    good = [number for number, (kind, _, _) in enumerate(shapes) if kind != "broken"]
+
+    assert bench.shelf.ids == good
+    assert [path for path, _ in bench.pages] == [f"/{number}" for number in good]
+    assert len(bench.failures) == len(shapes) - len(good)
+    assert (bench.budget.bodies, bench.lane.is_running) == (0, False)
+
+
+async def test_at_whatever_moment_of_another_a_page_comes_it_is_decoded() -> None:
+    for moment in range(40):
+        bench = Bench(executor=YieldingExecutor([3]), is_eager=False)
+        async with anyio.create_task_group() as tasks:
+            bench.spawn = tasks.start_soon
+            bench.lane.put(page("/0", ids(0), size_bytes=1 << 20))
+            for _ in range(moment):
+                await anyio.lowlevel.checkpoint()
+            bench.lane.put(page("/1", ids(1)))
+            bench.lane.hurry()
+
+        assert bench.shelf.ids == [0, 1], moment
 
 
 async def test_only_one_task_is_at_work_at_a_time() -> None:
@@ -259,24 +327,14 @@ async def test_what_was_decoded_ahead_of_a_new_column_is_decoded_again_and_rows_
 
 
 async def test_two_calls_of_the_decoder_are_under_way_while_the_schema_stays() -> None:
-    class Counting:
-        most = now = 0
-
-        async def run(self, work: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
-            self.now += 1
-            self.most = max(self.most, self.now)
-            await anyio.lowlevel.checkpoint()
-            self.now -= 1
-            return work(*args, **kwargs)
-
-    counting = Counting()
-    bench = Bench(is_eager=False, executor=counting)
+    executor = YieldingExecutor([1])
+    bench = Bench(is_eager=False, executor=executor)
     for number in range(6):
         bench.lane.put(page(f"/{number}", ids(number), size_bytes=1 << 20))
     await bench.work()
 
     assert bench.shelf.ids == [0, 1, 2, 3, 4, 5]
-    assert counting.most == 2
+    assert executor.most == 2
 
 
 async def test_no_page_is_admitted_while_the_budget_is_used_up() -> None:
