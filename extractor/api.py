@@ -27,12 +27,13 @@ def run(
 ) -> RunReport:
     """Extract everything that the configuration selects into its lake, once, and say what was done.
 
-    `accept` names tables that are published this time whatever checks or the schema policy say. Not for use inside
-    a running event loop: there, `await extract(config)`.
+    `accept` names tables that are published this time whatever checks or the schema policy say.
 
     Raises:
         ConfigError, AuthError, LakeError, SourceUnreachable: as `extract`; nothing new is in the lake then.
+        RuntimeError: an event loop is running here, as in a notebook: there, `await extractor.extract(config)`.
     """
+    _refuse_running_loop("extract")
     return asyncio.run(extract(config, key_file=key_file, observer=observer, accept=accept))
 
 
@@ -50,13 +51,14 @@ def backfill(
     """Fill the past windows of one endpoint from `start` to before `end`, and say what was done.
 
     Called again after it was cut off, it goes on with what is left. `accept` names tables that are published
-    although a check holds them back. Not for use inside a running event loop: there,
-    `await extractor.backfill_async(…)`.
+    although a check holds them back.
 
     Raises:
         ConfigError: there is no such endpoint, it has no window, or the times make none.
         AuthError, LakeError, SourceUnreachable: as `run`; what was committed before stays.
+        RuntimeError: an event loop is running here: there, `await extractor.backfill_async(…)`.
     """
+    _refuse_running_loop("backfill_async")
     return asyncio.run(
         backfill_async(
             name,
@@ -69,3 +71,11 @@ def backfill(
             observer=observer,
         )
     )
+
+
+def _refuse_running_loop(instead: str) -> None:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return
+    raise RuntimeError(f"an event loop is running here: `await extractor.{instead}(…)` takes part in it")
