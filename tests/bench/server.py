@@ -5,6 +5,7 @@ from __future__ import annotations
 import getpass
 import http.client
 import os
+import resource
 import shutil
 import socket
 import subprocess
@@ -32,7 +33,7 @@ http {{
     tcp_nopush on;
     keepalive_requests 1000000000;
     keepalive_timeout 1h;
-    open_file_cache max=40000 inactive=1h;
+    open_file_cache max={cached} inactive=1h;
     open_file_cache_valid 1h;
     default_type text/plain;
     types {{ application/json json; }}
@@ -77,6 +78,8 @@ def running(pages: Path, prefix: Path, *, latencies_ms: tuple[int, ...] = ()) ->
             user=f"user {getpass.getuser()};" if os.geteuid() == 0 else "",
             port=port,
             pages=pages,
+            # Beyond the limit of open files it would answer 404.
+            cached=min(40_000, resource.getrlimit(resource.RLIMIT_NOFILE)[0] * 3 // 4),
             late="\n        ".join(_LATE.format(ms=ms, seconds=ms / 1000) for ms in latencies_ms),
         )
     )
