@@ -1,6 +1,6 @@
 """One timer for all attempts: ends those whose answer does not begin, stops, or does not end.
 
-aiohttp sets a timer for each request and another for each read; together they cost as much as sending the request.
+aiohttp would set a timer for each request, and another at each read.
 """
 
 from __future__ import annotations

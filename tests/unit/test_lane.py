@@ -220,6 +220,30 @@ async def test_at_whatever_moment_of_another_a_page_comes_it_is_decoded() -> Non
         assert bench.shelf.ids == [0, 1], moment
 
 
+async def test_what_was_decoded_ahead_of_a_new_column_is_decoded_again_and_rows_stay_in_order() -> None:
+    bench = Bench(is_eager=False)
+    texts = [ids(1), ids(2), '[{"id":3,"name":"x"}]', '[{"id":4,"name":"y"}]', ids(5)]
+    for number, text in enumerate(texts):
+        bench.lane.put(page(f"/{number}", text, size_bytes=1 << 20))  # each in a call of its own
+    await bench.work()
+
+    assert bench.shelf.ids == [1, 2, 3, 4, 5]
+    assert [path for path, _ in bench.pages] == ["/0", "/1", "/2", "/3", "/4"]
+    assert [drift.column for drift in bench.drift] == ["name"]
+    assert "name" in bench.lane.schema.arrow.names
+
+
+async def test_two_calls_of_the_decoder_are_under_way_while_the_schema_stays() -> None:
+    executor = YieldingExecutor([1])
+    bench = Bench(is_eager=False, executor=executor)
+    for number in range(6):
+        bench.lane.put(page(f"/{number}", ids(number), size_bytes=1 << 20))
+    await bench.work()
+
+    assert bench.shelf.ids == [0, 1, 2, 3, 4, 5]
+    assert executor.most == 2
+
+
 async def test_only_one_task_is_at_work_at_a_time() -> None:
     bench = Bench()
 
@@ -311,30 +335,6 @@ async def test_a_schema_that_grew_is_used_for_the_pages_after() -> None:
 
 
 # --- the budget ---------------------------------------------------------------------------------------------
-
-
-async def test_what_was_decoded_ahead_of_a_new_column_is_decoded_again_and_rows_stay_in_order() -> None:
-    bench = Bench(is_eager=False)
-    texts = [ids(1), ids(2), '[{"id":3,"name":"x"}]', '[{"id":4,"name":"y"}]', ids(5)]
-    for number, text in enumerate(texts):
-        bench.lane.put(page(f"/{number}", text, size_bytes=1 << 20))  # each in a call of its own
-    await bench.work()
-
-    assert bench.shelf.ids == [1, 2, 3, 4, 5]
-    assert [path for path, _ in bench.pages] == ["/0", "/1", "/2", "/3", "/4"]
-    assert [drift.column for drift in bench.drift] == ["name"]
-    assert "name" in bench.lane.schema.arrow.names
-
-
-async def test_two_calls_of_the_decoder_are_under_way_while_the_schema_stays() -> None:
-    executor = YieldingExecutor([1])
-    bench = Bench(is_eager=False, executor=executor)
-    for number in range(6):
-        bench.lane.put(page(f"/{number}", ids(number), size_bytes=1 << 20))
-    await bench.work()
-
-    assert bench.shelf.ids == [0, 1, 2, 3, 4, 5]
-    assert executor.most == 2
 
 
 async def test_no_page_is_admitted_while_the_budget_is_used_up() -> None:
